@@ -1,0 +1,2 @@
+//! legion
+fn main(){}
