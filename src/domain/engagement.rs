@@ -1,0 +1,143 @@
+//! Work that we do for somebody: one accepted award.
+
+use serde::{Deserialize, Serialize};
+
+use super::job::Heads;
+use super::ledger::State as Money;
+use super::peer::Tier;
+use super::step::{EngagementKey, Ms, Npub, TaskId};
+use crate::wire::proof::Proof;
+
+/// How the work stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Accepted, waits for a lease.
+    Queued,
+    /// Holds a lease: the worker has it.
+    Running,
+    /// Asked to stop at the next unit boundary.
+    Stopping,
+    /// The lease was revoked; a checkpoint waits.
+    Hibernating,
+    /// The result is durable and on its way; no receipt yet.
+    Finished,
+    /// The requester let `settle_by` pass: the claim stands, overdue.
+    Overdue,
+    /// The requester refused with evidence that does not hold.
+    Disputed,
+    /// Over: paid, refused, declined, failed, canceled or superseded (`end`).
+    Ended,
+}
+
+/// Why a lease is being stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopWhy {
+    /// The owner wants the hardware.
+    Owner,
+    /// The requester has canceled.
+    Canceled,
+    /// A newer award of the task exists.
+    Superseded,
+    /// The deadline has passed.
+    Deadline,
+}
+
+/// One accepted award.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Engagement {
+    /// `<requester>/<task>/<award_no>`.
+    pub key: EngagementKey,
+    /// Who asked.
+    pub requester: Npub,
+    /// Task id.
+    pub task: TaskId,
+    /// A2A context id.
+    pub context: String,
+    /// Award.
+    pub award_no: u32,
+    /// Skill.
+    pub skill: String,
+    /// Trust of the requester when accepted: the order of service.
+    pub tier: Tier,
+    /// Ahead of other own jobs (local requests only).
+    pub critical: bool,
+    /// Order of acceptance at this node.
+    pub order: u64,
+    /// Billable units.
+    pub units: u32,
+    /// Agreed price of a unit.
+    pub unit_price_mc: u64,
+    /// Reserved at most.
+    pub total_mc: u64,
+    /// Commitment to the input.
+    pub commitment: String,
+    /// Hash of the terms.
+    pub terms: String,
+    /// Cost on cancel: `free` or `units`.
+    pub on_cancel: String,
+    /// Result until.
+    pub result_by_ms: Ms,
+    /// Receipt or refusal until.
+    pub settle_by_ms: Ms,
+    /// Keep-alives every third of this.
+    pub lease_ttl_ms: Ms,
+    /// Where the requester reads.
+    pub relays: Vec<String>,
+    /// How it stands.
+    pub stage: Stage,
+    /// Why it is being stopped.
+    pub stop: Option<StopWhy>,
+    /// How it ended: `paid refused declined failed canceled superseded`.
+    pub end: Option<String>,
+    /// What happens to the money reserved for it.
+    pub money: Money,
+    /// Units in the newest checkpoint.
+    pub checkpoint_units: u32,
+    /// Units done, as last told.
+    pub units_done: u32,
+    /// Units executed in all runs.
+    pub executed: u64,
+    /// Workers lost so far.
+    pub attempts: u32,
+    /// When the first lease began.
+    pub started_ms: Ms,
+    /// When the next keep-alive is due.
+    pub keepalive_at_ms: Ms,
+    /// When acceptance was durable.
+    pub accepted_ms: Ms,
+    /// When it ended.
+    pub ended_ms: Ms,
+    /// The proof, once finished (unsigned here; signed when it leaves).
+    pub proof: Option<Proof>,
+    /// History.
+    pub heads: Heads,
+}
+
+/// The key of an engagement.
+pub fn key(requester: &str, task: &str, award_no: u32) -> EngagementKey {
+    format!("{requester}/{task}/{award_no}")
+}
+
+impl Engagement {
+    /// `<requester>/<task>`: what checkpoints belong to, across awards.
+    pub fn owner(&self) -> String {
+        format!("{}/{}", self.requester, self.task)
+    }
+
+    /// Whether it must stay in memory.
+    pub fn is_live(&self) -> bool {
+        self.stage != Stage::Ended
+    }
+
+    /// Whether it wants or holds hardware.
+    pub fn is_work(&self) -> bool {
+        matches!(self.stage, Stage::Queued | Stage::Running | Stage::Stopping | Stage::Hibernating)
+    }
+
+    /// Order of service: own before trusted before stranger, critical first within own, then by acceptance.
+    pub fn rank(&self) -> (Tier, bool, u64) {
+        (self.tier, !self.critical, self.order)
+    }
+}

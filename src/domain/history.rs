@@ -1,0 +1,178 @@
+//! A task's history: a set of signed entries that merges without a master.
+//!
+//! Sets merge by union and fold in a fixed order, so two nodes with the same entries have the same task, whatever order,
+//! duplication or delay they arrived with. Order between authors decides display only; the terminal state follows
+//! precedence: requester's paid or refused > executor's completed or failed > requester's canceled > the rest. Two
+//! different entries of one author with one number are both kept, as proof of equivocation, and freeze the task.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::job::{Head, Heads};
+use super::step::{Ms, Npub, Refused};
+use crate::wire::entry::{Act, Entry};
+
+/// Entries this far ahead of our clock are refused and never move it, milliseconds.
+pub const FUTURE_MAX_MS: Ms = 15 * 60 * 1000;
+
+/// Counter values per millisecond of the hybrid logical clock.
+const HLC_PER_MS: u64 = 1024;
+
+/// What a history says of its task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Told {
+    /// Nothing yet.
+    Nothing,
+    /// Awarded, not accepted.
+    Awarded,
+    /// Accepted.
+    Working,
+    /// Canceled by the requester.
+    Canceled,
+    /// The executor failed or declined.
+    Failed,
+    /// The executor has completed.
+    Completed,
+    /// The requester refused the result.
+    Refused,
+    /// The requester pays.
+    Paid,
+    /// An author contradicted itself.
+    Disputed,
+}
+
+/// A set of entries of one task, keyed by (author, sequence, hash).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct History {
+    entries: BTreeMap<(Npub, u32, String), Entry>,
+}
+
+impl History {
+    /// Adds an entry; adding it again changes nothing. Entries that cannot be hashed are ignored.
+    pub fn add(&mut self, entry: Entry) {
+        if let Ok(hash) = entry.hash() {
+            self.entries.insert((entry.author.clone(), entry.seq, hash), entry);
+        }
+    }
+
+    /// Union with another set.
+    pub fn merge(&mut self, other: &Self) {
+        for (key, entry) in &other.entries {
+            self.entries.entry(key.clone()).or_insert_with(|| entry.clone());
+        }
+    }
+
+    /// All entries in display order: clock, author, sequence, hash.
+    pub fn ordered(&self) -> Vec<&Entry> {
+        let mut all: Vec<_> = self.entries.iter().collect();
+        all.sort_by(|(ka, a), (kb, b)| (a.hlc, ka).cmp(&(b.hlc, kb)));
+        all.into_iter().map(|(_, entry)| entry).collect()
+    }
+
+    /// The author of two different entries with one number, if there is one.
+    pub fn equivocator(&self) -> Option<&Npub> {
+        let mut keys = self.entries.keys().peekable();
+        while let Some(key) = keys.next() {
+            if keys.peek().is_some_and(|next| next.0 == key.0 && next.1 == key.1) {
+                return Some(&key.0);
+            }
+        }
+        None
+    }
+
+    /// What the set says of the task: a function of the set alone.
+    pub fn fold(&self) -> Told {
+        if self.equivocator().is_some() {
+            return Told::Disputed;
+        }
+        self.entries
+            .values()
+            .map(|entry| match &entry.what {
+                Act::Awarded { .. } => Told::Awarded,
+                Act::Accepted { .. } => Told::Working,
+                Act::Canceled | Act::Stopped { .. } => Told::Canceled,
+                Act::Failed { .. } | Act::Declined { .. } => Told::Failed,
+                Act::Completed { .. } => Told::Completed,
+                Act::Refused { .. } => Told::Refused,
+                Act::Paid { .. } => Told::Paid,
+            })
+            .max_by_key(|told| precedence(*told))
+            .unwrap_or(Told::Nothing)
+    }
+}
+
+fn precedence(told: Told) -> u8 {
+    match told {
+        Told::Nothing => 0,
+        Told::Awarded => 1,
+        Told::Working => 2,
+        // A failed or declined award may be followed by another, so it stands below a cancel here.
+        Told::Failed => 3,
+        Told::Canceled => 4,
+        Told::Completed => 5,
+        Told::Refused => 6,
+        Told::Paid => 7,
+        Told::Disputed => 8,
+    }
+}
+
+/// Writes our next entry: number, clock, previous hash and heads from `heads`, which it advances.
+pub fn write(heads: &mut Heads, now: Ms, draft: Draft<'_>) -> Entry {
+    let mine = heads.by_author.get(draft.author);
+    let mut entry = Entry {
+        task: draft.task.to_owned(),
+        requester: draft.requester.to_owned(),
+        author: draft.author.to_owned(),
+        key: draft.key.to_owned(),
+        seq: mine.map_or(0, |h| h.seq).saturating_add(1),
+        hlc: heads.hlc.saturating_add(1).max(now.saturating_mul(HLC_PER_MS)),
+        prev: mine.map(|h| h.hash.clone()).unwrap_or_default(),
+        heads: heads.by_author.iter().filter(|(a, _)| *a != draft.author).map(|(_, h)| h.hash.clone()).collect(),
+        what: draft.what,
+        sig: String::new(),
+    };
+    entry.sig.clear();
+    heads.hlc = entry.hlc;
+    let hash = entry.hash().unwrap_or_default();
+    heads.by_author.insert(entry.author.clone(), Head { seq: entry.seq, hash });
+    entry
+}
+
+/// What [`write`] needs beside the heads.
+pub struct Draft<'a> {
+    /// Task id.
+    pub task: &'a str,
+    /// Requester.
+    pub requester: &'a str,
+    /// Author: us.
+    pub author: &'a str,
+    /// Our proof key, hex.
+    pub key: &'a str,
+    /// The statement.
+    pub what: Act,
+}
+
+/// Takes a foreign entry into the heads.
+///
+/// # Errors
+/// `entry_future` (more than 15 minutes ahead; the clock is not moved), `equivocation` (the heads remember the author).
+pub fn admit(heads: &mut Heads, now: Ms, entry: &Entry) -> Result<(), Refused> {
+    if entry.hlc > now.saturating_add(FUTURE_MAX_MS).saturating_mul(HLC_PER_MS) {
+        return Err(Refused::new("entry_future", "the entry's clock is more than 15 minutes ahead"));
+    }
+    let hash = entry.hash().map_err(|e| Refused::new("entry_invalid", e.to_string()))?;
+    if let Some(head) = heads.by_author.get(&entry.author) {
+        if head.seq == entry.seq && head.hash != hash {
+            heads.equivocated = Some(entry.author.clone());
+            return Err(Refused::new("equivocation", "the author has signed two different entries with one number"));
+        }
+        if head.seq >= entry.seq {
+            return Ok(());
+        }
+    }
+    heads.hlc = heads.hlc.max(entry.hlc);
+    heads.by_author.insert(entry.author.clone(), Head { seq: entry.seq, hash });
+    Ok(())
+}

@@ -1,0 +1,275 @@
+//! A job of ours: what was asked, to whom it went, what came back.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::ledger::State as Money;
+use super::step::{Findings, Ms, Npub, TaskId};
+use crate::wire::market::Bid;
+use crate::wire::proof::Proof;
+
+/// A2A task states (v0.3 words).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TaskState {
+    /// Durable here, nobody works on it yet.
+    Submitted,
+    /// An executor has accepted, or a result is being checked.
+    Working,
+    /// A verified result is here.
+    Completed,
+    /// It ended without a result.
+    Failed,
+    /// The owner ended it.
+    Canceled,
+    /// Nobody was willing.
+    Rejected,
+}
+
+impl TaskState {
+    /// Whether nothing more happens to the task itself (money may still pend).
+    pub fn is_final(self) -> bool {
+        !matches!(self, Self::Submitted | Self::Working)
+    }
+
+    /// The A2A v0.3 word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Submitted => "submitted",
+            Self::Working => "working",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Canceled => "canceled",
+            Self::Rejected => "rejected",
+        }
+    }
+}
+
+/// What a task waits for, or why it ended: the part that A2A's states cannot say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// Stable code, for example `waiting_for_bids`, `paused: owner`, `deadline_passed`.
+    pub code: String,
+    /// For a person.
+    pub text: String,
+    /// When it will be tried again or judged, Unix milliseconds.
+    pub retry_at_ms: Option<Ms>,
+}
+
+impl Reason {
+    /// A reason without a time.
+    pub fn new(code: &str, text: impl Into<String>) -> Self {
+        Self { code: code.to_owned(), text: text.into(), retry_at_ms: None }
+    }
+
+    /// The same with a time.
+    pub fn until(code: &str, text: impl Into<String>, retry_at_ms: Ms) -> Self {
+        Self { retry_at_ms: Some(retry_at_ms), ..Self::new(code, text) }
+    }
+}
+
+/// Where a job goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Route {
+    /// To the members of a pool, by auction.
+    Pool(String),
+    /// To one peer.
+    Peer(Npub),
+    /// To this node's own hardware.
+    Own,
+}
+
+/// What happens to a job next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Nobody has it: bids are awaited.
+    Placing,
+    /// An award is out.
+    Awarded,
+    /// An executor works on it.
+    Working,
+    /// A result is durable and being checked.
+    Checking,
+    /// The task has ended.
+    Ended,
+}
+
+/// How an award stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AwardState {
+    /// Sent, no answer yet.
+    Sent,
+    /// Accepted by the executor.
+    Accepted,
+    /// No answer in time, or the lease ran out: superseded, but not yet resolved.
+    Superseded,
+    /// The executor declined, failed or stopped.
+    Declined,
+    /// Its result was delivered.
+    Delivered,
+}
+
+/// One award of the job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AwardRow {
+    /// Number, from 1.
+    pub no: u32,
+    /// Winner.
+    pub executor: Npub,
+    /// State.
+    pub state: AwardState,
+    /// What happens to the money reserved for it.
+    pub money: Money,
+    /// Reserved, milli-credits.
+    pub cap_mc: u64,
+    /// Price of a unit once agreed.
+    pub unit_price_mc: Option<u64>,
+    /// Hash of the terms.
+    pub terms: String,
+    /// When the winner must have accepted.
+    pub accept_by_ms: Ms,
+    /// When the money must be settled.
+    pub settle_by_ms: Ms,
+    /// When the lease runs out without a keep-alive.
+    pub lease_until_ms: Ms,
+    /// Since when the executor's owner holds the hardware.
+    pub paused_since_ms: Option<Ms>,
+    /// Units the executor says are done.
+    pub units_done: u32,
+}
+
+/// When things happened, Unix milliseconds; 0 if they have not.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marks {
+    /// `ask` was durable.
+    pub asked_ms: Ms,
+    /// First offer.
+    pub offered_ms: Ms,
+    /// Newest award.
+    pub awarded_ms: Ms,
+    /// Newest acceptance.
+    pub accepted_ms: Ms,
+    /// Result durable.
+    pub received_ms: Ms,
+    /// Task ended.
+    pub ended_ms: Ms,
+}
+
+/// The result that was accepted for checking.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The award it is for.
+    pub award_no: u32,
+    /// Who sent it.
+    pub executor: Npub,
+    /// LCT of the executor.
+    pub lct: String,
+    /// The signed proof.
+    pub proof: Proof,
+    /// Units drawn for recomputation.
+    pub sample: Vec<u32>,
+    /// What the recomputation found.
+    pub findings: Option<Findings>,
+    /// The requester's score, basis points.
+    pub quality_bp: Option<u32>,
+    /// First seen after `settle_by`.
+    pub late: bool,
+}
+
+/// The newest entry of one author in a task's history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// Its sequence number.
+    pub seq: u32,
+    /// Its hash, hex.
+    pub hash: String,
+}
+
+/// What a node keeps in memory of a live task's history.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heads {
+    /// Newest entry by author.
+    pub by_author: BTreeMap<Npub, Head>,
+    /// Highest clock seen.
+    pub hlc: u64,
+    /// Two different entries with one number were seen from this author.
+    pub equivocated: Option<Npub>,
+}
+
+/// A job of ours.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// Task id.
+    pub task: TaskId,
+    /// A2A context id.
+    pub context: String,
+    /// Skill.
+    pub skill: String,
+    /// Idempotency key, if one was given.
+    pub key: Option<String>,
+    /// Ahead of other own jobs.
+    pub critical: bool,
+    /// Billable units; 0 if this node does not know the skill.
+    pub units: u32,
+    /// Most bytes of the output.
+    pub output_bytes_max: u64,
+    /// Salt of the commitment, hex.
+    pub salt: String,
+    /// Commitment, hex.
+    pub commitment: String,
+    /// Most to pay.
+    pub max_price_mc: u64,
+    /// When the result must be there.
+    pub deadline_ms: Ms,
+    /// Where it goes.
+    pub route: Route,
+    /// What happens next.
+    pub phase: Phase,
+    /// A2A state.
+    pub state: TaskState,
+    /// Why it waits or why it ended.
+    pub reason: Option<Reason>,
+    /// All awards, oldest first.
+    pub awards: Vec<AwardRow>,
+    /// Auction round.
+    pub round: u32,
+    /// When the offer of this round lapses.
+    pub offer_expires_ms: Ms,
+    /// When the best bid is taken; none before the first bid.
+    pub window_ends_ms: Option<Ms>,
+    /// Bids of this round.
+    pub bids: Vec<(Npub, Bid)>,
+    /// Who said no, and why.
+    pub refusals: BTreeMap<Npub, Reason>,
+    /// When a directed request that was turned away for now is sent again.
+    pub again_at_ms: Option<Ms>,
+    /// The result, once there is one.
+    pub outcome: Option<Outcome>,
+    /// What it cost, once settled.
+    pub cost_mc: u64,
+    /// History.
+    pub heads: Heads,
+    /// Times.
+    pub marks: Marks,
+}
+
+impl Job {
+    /// Whether the job must stay in memory: it goes on, or money still pends.
+    pub fn is_live(&self) -> bool {
+        self.phase != Phase::Ended || self.awards.iter().any(|a| a.money == Money::Locked)
+    }
+
+    /// The newest award.
+    pub fn current(&self) -> Option<&AwardRow> {
+        self.awards.last()
+    }
+
+    /// The award with this number.
+    pub fn award_mut(&mut self, no: u32) -> Option<&mut AwardRow> {
+        self.awards.iter_mut().find(|a| a.no == no)
+    }
+}

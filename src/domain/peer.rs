@@ -1,0 +1,119 @@
+//! Peers: trust tiers, what we know of them, and how fast they may ask.
+
+use serde::{Deserialize, Serialize};
+
+use super::step::{Ms, Npub};
+use crate::wire::market::AdSkill;
+
+/// How far a peer is trusted. The order is the order of service: own before trusted before stranger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    /// The owner's other nodes: no price, no limit.
+    Own,
+    /// Admitted by the owner: a credit limit.
+    Trusted,
+    /// Everyone else.
+    Stranger,
+}
+
+impl Tier {
+    /// The word used on the command line and in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::Trusted => "trusted",
+            Self::Stranger => "stranger",
+        }
+    }
+}
+
+/// What a peer last said of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdFacts {
+    /// Skills with listed prices.
+    pub skills: Vec<AdSkill>,
+    /// Jobs waiting there.
+    pub queue: u32,
+    /// Paused by its owner.
+    pub paused: bool,
+    /// Until when this holds.
+    pub expires_ms: Ms,
+    /// The pool it came through.
+    pub pool: String,
+}
+
+/// A peer as this node knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its Nostr key, hex.
+    pub npub: Npub,
+    /// Trust.
+    pub tier: Tier,
+    /// Credit granted by the owner, if other than the tier's default.
+    pub limit_mc: Option<u64>,
+    /// Its bound Ed25519 proof key, hex, once a binding has verified.
+    pub key: Option<String>,
+    /// Its bound X25519 key, hex.
+    pub x25519: Option<String>,
+    /// Epoch of the binding.
+    pub epoch: u32,
+    /// Its LCT.
+    pub lct: String,
+    /// Where it reads.
+    pub relays: Vec<String>,
+    /// Its last ad.
+    pub ad: Option<AdFacts>,
+    /// When a verified message of it last came.
+    pub last_seen_ms: Ms,
+    /// Tasks settled between us.
+    pub completed: u32,
+    /// Results of it that we refused with evidence.
+    pub frauds: u32,
+    /// Credit is frozen until the owner clears it (`peers trust`).
+    pub disputed: bool,
+    /// Times of its newest tasks within the last minute (not stored).
+    #[serde(skip)]
+    pub recent: Vec<Ms>,
+}
+
+impl Peer {
+    /// A peer never seen before.
+    pub fn stranger(npub: &str) -> Self {
+        Self {
+            npub: npub.to_owned(),
+            tier: Tier::Stranger,
+            limit_mc: None,
+            key: None,
+            x25519: None,
+            epoch: 0,
+            lct: String::new(),
+            relays: Vec::new(),
+            ad: None,
+            last_seen_ms: 0,
+            completed: 0,
+            frauds: 0,
+            disputed: false,
+            recent: Vec::new(),
+        }
+    }
+
+    /// Whether the peer's ad says that it does `skill` now.
+    pub fn advertises(&self, skill: &str, now: Ms) -> bool {
+        self.ad.as_ref().is_some_and(|ad| ad.expires_ms > now && ad.skills.iter().any(|s| s.id == skill))
+    }
+
+    /// Counts a new task against `per_minute`.
+    ///
+    /// # Errors
+    /// The number of milliseconds after which the next one fits.
+    pub fn take_turn(&mut self, now: Ms, per_minute: u32) -> Result<(), Ms> {
+        self.recent.retain(|at| at.saturating_add(60_000) > now && *at <= now);
+        if self.recent.len() >= per_minute as usize {
+            let oldest = self.recent.first().copied().unwrap_or(now);
+            return Err(oldest.saturating_add(60_000).saturating_sub(now).max(1));
+        }
+        self.recent.push(now);
+        Ok(())
+    }
+}
