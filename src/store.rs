@@ -37,7 +37,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use redb::{Database, ReadableDatabase as _};
+use redb::Database;
 
 pub use error::StoreError;
 #[cfg(feature = "crash-points")]
@@ -99,7 +99,7 @@ impl Store {
         Ok(Self {
             path,
             options,
-            database: Mutex::new(Some(Arc::new(database))),
+            database: Mutex::new(Some(database)),
             buffer: Mutex::new(Vec::new()),
         })
     }
@@ -166,8 +166,7 @@ impl Store {
     /// `store_unavailable` after a fault, until [`Store::reopen`].
     pub fn view(&self) -> Result<View, StoreError> {
         let database = self.database().clone().ok_or_else(closed)?;
-        let txn = database.begin_read().map_err(error::redb("read"))?;
-        Ok(View::new(txn))
+        View::new(database)
     }
 
     /// Opens the file again after `store_unavailable`. Whatever the caller holds in memory must be loaded anew: the
@@ -178,7 +177,7 @@ impl Store {
     pub fn reopen(&self) -> Result<(), StoreError> {
         let mut database = self.database();
         *database = None;
-        *database = Some(Arc::new(open::open_existing(&self.path, &self.options)?));
+        *database = Some(open::open_existing(&self.path, &self.options)?);
         Ok(())
     }
 

@@ -5,7 +5,9 @@ use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use legiond::store::{Limits, Order, Rows as _, Span, Store, StoreError, StoreOptions, Table, owned_key};
+use legiond::store::{
+    Limits, Order, Rows as _, Span, Store, StoreError, StoreOptions, Table, owned_key,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -22,7 +24,9 @@ fn open(path: &Path) -> Store {
 }
 
 fn code(path: &Path) -> &'static str {
-    Store::open(path, StoreOptions::default()).unwrap_err().code()
+    Store::open(path, StoreOptions::default())
+        .unwrap_err()
+        .code()
 }
 
 // ---- transactions
@@ -41,16 +45,25 @@ fn a_committed_row_is_there_after_reopening_and_a_dropped_one_is_not() {
     let dropped = store.write(|txn| {
         txn.put(Table::Tasks, b"b", &json!({"n": 2}))?;
         txn.delete(Table::Tasks, b"a")?;
-        assert!(txn.contains(Table::Tasks, b"b")?, "a transaction sees its own writes");
+        assert!(
+            txn.contains(Table::Tasks, b"b")?,
+            "a transaction sees its own writes"
+        );
         Err::<(), _>(StoreError::dropped("enough"))
     });
     assert_eq!(dropped.unwrap_err().code(), "store_dropped");
     drop(store);
 
     let view = open(&path).view().unwrap();
-    assert_eq!(view.get::<Value>(Table::Tasks, b"a").unwrap(), Some(json!({"n": 1})));
+    assert_eq!(
+        view.get::<Value>(Table::Tasks, b"a").unwrap(),
+        Some(json!({"n": 1}))
+    );
     assert_eq!(view.get::<Value>(Table::Tasks, b"b").unwrap(), None);
-    assert_eq!(view.get_bytes(Table::Payloads, b"raw").unwrap(), Some(vec![0, 255, 7]));
+    assert_eq!(
+        view.get_bytes(Table::Payloads, b"raw").unwrap(),
+        Some(vec![0, 255, 7])
+    );
     assert_eq!(view.count(Table::Tasks).unwrap(), 1);
 }
 
@@ -66,18 +79,23 @@ fn a_panic_in_a_transaction_drops_it_and_the_store_goes_on() {
     }));
     assert!(panicked.is_err());
     store.write(|txn| txn.put(Table::Tasks, b"b", &2)).unwrap();
-    let keys = store.view().unwrap().keys(Table::Tasks, Span::all(), 10, Order::Ascending);
+    let keys = store
+        .view()
+        .unwrap()
+        .keys(Table::Tasks, Span::all(), 10, Order::Ascending);
     assert_eq!(keys.unwrap(), [b"b"]);
 }
 
 #[test]
-fn a_view_does_not_see_later_writes() {
+fn a_view_does_not_see_later_writes_and_outlives_its_store() {
     let home = home();
     let store = open(&home.path().join("store.redb"));
     let before = store.view().unwrap();
     store.write(|txn| txn.put(Table::Peers, b"p", &1)).unwrap();
     assert!(!before.contains(Table::Peers, b"p").unwrap());
-    assert!(store.view().unwrap().contains(Table::Peers, b"p").unwrap());
+    let after = store.view().unwrap();
+    drop(store);
+    assert!(after.contains(Table::Peers, b"p").unwrap());
 }
 
 #[test]
@@ -89,18 +107,32 @@ fn ranges_obey_bounds_limit_and_order() {
             for n in 0u8..10 {
                 txn.put(Table::Outbox, &[n], &n)?;
             }
-            let inside: Vec<(Vec<u8>, u8)> =
-                txn.range(Table::Outbox, b"\x03".as_slice()..b"\x06".as_slice(), 99, Order::Ascending)?;
+            let inside: Vec<(Vec<u8>, u8)> = txn.range(
+                Table::Outbox,
+                b"\x03".as_slice()..b"\x06".as_slice(),
+                99,
+                Order::Ascending,
+            )?;
             assert_eq!(inside, [(vec![3], 3), (vec![4], 4), (vec![5], 5)]);
             Ok(())
         })
         .unwrap();
     let view = store.view().unwrap();
-    let last: Vec<(Vec<u8>, u8)> = view.range(Table::Outbox, Span::all(), 2, Order::Descending).unwrap();
+    let last: Vec<(Vec<u8>, u8)> = view
+        .range(Table::Outbox, Span::all(), 2, Order::Descending)
+        .unwrap();
     assert_eq!(last, [(vec![9], 9), (vec![8], 8)]);
     let inverted = b"\x06".as_slice()..b"\x03".as_slice();
-    assert!(view.keys(Table::Outbox, inverted, 9, Order::Ascending).unwrap().is_empty());
-    assert!(view.keys(Table::Outbox, Span::all(), 0, Order::Ascending).unwrap().is_empty());
+    assert!(
+        view.keys(Table::Outbox, inverted, 9, Order::Ascending)
+            .unwrap()
+            .is_empty()
+    );
+    assert!(
+        view.keys(Table::Outbox, Span::all(), 0, Order::Ascending)
+            .unwrap()
+            .is_empty()
+    );
 }
 
 // ---- the file
@@ -130,7 +162,13 @@ fn a_second_opener_is_told_that_the_store_is_in_use() {
     assert_eq!(code(&path), "store_locked");
     first.write(|txn| txn.put(Table::Peers, b"p", &1)).unwrap();
     drop(first);
-    assert!(open(&path).view().unwrap().contains(Table::Peers, b"p").unwrap());
+    assert!(
+        open(&path)
+            .view()
+            .unwrap()
+            .contains(Table::Peers, b"p")
+            .unwrap()
+    );
 }
 
 #[test]
@@ -147,14 +185,19 @@ fn of_many_creators_at_once_one_has_the_store_and_the_others_are_told() {
                 })
             })
             .collect();
-        openers.into_iter().map(|opener| opener.join().unwrap()).collect()
+        openers
+            .into_iter()
+            .map(|opener| opener.join().unwrap())
+            .collect()
     });
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1);
     for error in outcomes.iter().filter_map(|outcome| outcome.as_ref().err()) {
         assert_eq!(error.code(), "store_locked", "{error}");
     }
     drop(outcomes);
-    open(&path).write(|txn| txn.put(Table::Peers, b"p", &1)).unwrap();
+    open(&path)
+        .write(|txn| txn.put(Table::Peers, b"p", &1))
+        .unwrap();
 }
 
 #[test]
@@ -163,7 +206,10 @@ fn a_foreign_file_is_refused_and_left_as_it_is() {
     let text = home.path().join("notes.txt");
     std::fs::write(&text, "not a store, but somebody's notes").unwrap();
     assert_eq!(code(&text), "store_invalid");
-    assert_eq!(std::fs::read(&text).unwrap(), b"not a store, but somebody's notes");
+    assert_eq!(
+        std::fs::read(&text).unwrap(),
+        b"not a store, but somebody's notes"
+    );
 
     let empty = home.path().join("empty");
     std::fs::write(&empty, "").unwrap();
@@ -173,7 +219,11 @@ fn a_foreign_file_is_refused_and_left_as_it_is() {
     let database = redb::Database::create(&other).unwrap();
     let transaction = database.begin_write().unwrap();
     let theirs: redb::TableDefinition<&str, u64> = redb::TableDefinition::new("meta");
-    transaction.open_table(theirs).unwrap().insert("x", 1).unwrap();
+    transaction
+        .open_table(theirs)
+        .unwrap()
+        .insert("x", 1)
+        .unwrap();
     transaction.commit().unwrap();
     drop(database);
     assert_eq!(code(&other), "store_invalid");
@@ -184,13 +234,32 @@ fn a_truncated_file_is_refused_at_every_length() {
     let home = home();
     let path = home.path().join("store.redb");
     let store = open(&path);
-    store.write(|txn| txn.put_bytes(Table::Payloads, b"p", &[7; 200_000])).unwrap();
+    store
+        .write(|txn| txn.put_bytes(Table::Payloads, b"p", &[7; 200_000]))
+        .unwrap();
     drop(store);
     let whole = std::fs::read(&path).unwrap();
-    for length in [1, 8, 9, 100, 320, 512, 4096, 5000, whole.len() / 2, whole.len() - 4096, whole.len() - 1] {
+    for length in [
+        1,
+        8,
+        9,
+        100,
+        320,
+        512,
+        4096,
+        5000,
+        whole.len() / 2,
+        whole.len() - 4096,
+        whole.len() - 1,
+    ] {
         let cut = home.path().join(format!("cut-{length}"));
         std::fs::write(&cut, &whole[..length]).unwrap();
-        assert_eq!(code(&cut), "store_invalid", "cut to {length} of {}", whole.len());
+        assert_eq!(
+            code(&cut),
+            "store_invalid",
+            "cut to {length} of {}",
+            whole.len()
+        );
     }
 }
 
@@ -211,7 +280,11 @@ fn plant(path: &Path, table: Table, key: &[u8], value: &[u8]) {
     let database = redb::Database::open(path).unwrap();
     let transaction = database.begin_write().unwrap();
     let definition: redb::TableDefinition<&[u8], &[u8]> = redb::TableDefinition::new(table.name());
-    transaction.open_table(definition).unwrap().insert(key, value).unwrap();
+    transaction
+        .open_table(definition)
+        .unwrap()
+        .insert(key, value)
+        .unwrap();
     transaction.commit().unwrap();
 }
 
@@ -220,28 +293,48 @@ fn a_newer_schema_is_refused_with_a_clear_error() {
     let home = home();
     let path = home.path().join("store.redb");
     drop(open(&path));
-    plant(&path, Table::Meta, b"schema", b"\x01\x00{\"application\":\"legion\",\"version\":2,\"more\":[]}");
+    plant(
+        &path,
+        Table::Meta,
+        b"schema",
+        b"\x01\x00{\"application\":\"legion\",\"version\":2,\"more\":[]}",
+    );
     let error = Store::open(&path, StoreOptions::default()).unwrap_err();
     assert_eq!(error.code(), "store_newer");
     let text = error.to_string();
-    assert!(text.starts_with("this store was written by a newer legion"), "{text}");
+    assert!(
+        text.starts_with("this store was written by a newer legion"),
+        "{text}"
+    );
     assert!(text.contains("version 2"), "{text}");
 
     plant(&path, Table::Meta, b"schema", b"\x02\x00other");
-    assert_eq!(code(&path), "store_newer", "also when the row itself is of a newer shape");
+    assert_eq!(
+        code(&path),
+        "store_newer",
+        "also when the row itself is of a newer shape"
+    );
 }
 
 #[test]
 fn a_newer_value_is_refused_and_its_neighbours_are_read() {
     let home = home();
     let path = home.path().join("store.redb");
-    open(&path).write(|txn| txn.put(Table::Tasks, b"a", &1)).unwrap();
+    open(&path)
+        .write(|txn| txn.put(Table::Tasks, b"a", &1))
+        .unwrap();
     plant(&path, Table::Tasks, b"b", b"\x09\x00{}");
     plant(&path, Table::Tasks, b"c", b"\x01\x00{");
     let view = open(&path).view().unwrap();
     assert_eq!(view.get::<u8>(Table::Tasks, b"a").unwrap(), Some(1));
-    assert_eq!(view.get::<Value>(Table::Tasks, b"b").unwrap_err().code(), "store_newer");
-    assert_eq!(view.get::<Value>(Table::Tasks, b"c").unwrap_err().code(), "store_invalid");
+    assert_eq!(
+        view.get::<Value>(Table::Tasks, b"b").unwrap_err().code(),
+        "store_newer"
+    );
+    assert_eq!(
+        view.get::<Value>(Table::Tasks, b"c").unwrap_err().code(),
+        "store_invalid"
+    );
     let all = view.range::<Value>(Table::Tasks, Span::all(), 9, Order::Ascending);
     assert_eq!(all.unwrap_err().code(), "store_newer");
 }
@@ -254,12 +347,28 @@ fn a_message_takes_effect_once_whatever_wrap_it_comes_in() {
     let path = home.path().join("store.redb");
     let (author, rumor) = ([1; 32], [2; 32]);
     let store = open(&path);
-    assert!(store.write(|txn| txn.seen_insert(&author, &rumor, Some(&[3; 32]), 100)).unwrap());
+    assert!(
+        store
+            .write(|txn| txn.seen_insert(&author, &rumor, Some(&[3; 32]), 100))
+            .unwrap()
+    );
     drop(store);
     let store = open(&path);
-    assert!(!store.write(|txn| txn.seen_insert(&author, &rumor, Some(&[4; 32]), 100)).unwrap());
-    assert!(!store.write(|txn| txn.seen_insert(&author, &rumor, None, 100)).unwrap());
-    assert!(store.write(|txn| txn.seen_insert(&[9; 32], &rumor, None, 100)).unwrap());
+    assert!(
+        !store
+            .write(|txn| txn.seen_insert(&author, &rumor, Some(&[4; 32]), 100))
+            .unwrap()
+    );
+    assert!(
+        !store
+            .write(|txn| txn.seen_insert(&author, &rumor, None, 100))
+            .unwrap()
+    );
+    assert!(
+        store
+            .write(|txn| txn.seen_insert(&[9; 32], &rumor, None, 100))
+            .unwrap()
+    );
     let view = store.view().unwrap();
     assert!(view.seen_contains(&author, &rumor).unwrap());
     assert!(!view.seen_contains(&rumor, &author).unwrap());
@@ -290,18 +399,41 @@ fn journal_and_outbox_numbers_never_repeat() {
     store
         .write(|txn| {
             txn.delete(Table::Outbox, &first.to_be_bytes())?;
-            txn.prune(0, &Limits { journal_entries_max: 0, ..Limits::default() }, 10)
+            txn.prune(
+                0,
+                &Limits {
+                    journal_entries_max: 0,
+                    ..Limits::default()
+                },
+                10,
+            )
         })
         .unwrap();
     drop(store);
     let store = open(&path);
     let (outbox, journal) = store
-        .write(|txn| Ok((txn.outbox_next_seq()?, txn.journal_append(7, "award", None, &json!(1))?)))
+        .write(|txn| {
+            Ok((
+                txn.outbox_next_seq()?,
+                txn.journal_append(7, "award", None, &json!(1))?,
+            ))
+        })
         .unwrap();
     assert_eq!((outbox, journal), (first + 2, 3));
-    let entries = store.view().unwrap().journal_range(0, 10, Order::Ascending).unwrap();
-    let seen: Vec<_> = entries.iter().map(|entry| (entry.seq, entry.at_ms, entry.kind.as_str())).collect();
-    assert_eq!(seen, [(2, 6, "bid"), (3, 7, "award")], "pruning keeps the newest entry");
+    let entries = store
+        .view()
+        .unwrap()
+        .journal_range(0, 10, Order::Ascending)
+        .unwrap();
+    let seen: Vec<_> = entries
+        .iter()
+        .map(|entry| (entry.seq, entry.at_ms, entry.kind.as_str()))
+        .collect();
+    assert_eq!(
+        seen,
+        [(2, 6, "bid"), (3, 7, "award")],
+        "pruning keeps the newest entry"
+    );
 }
 
 #[test]
@@ -309,7 +441,10 @@ fn of_two_generations_the_newest_whose_checksum_holds_is_read() {
     let home = home();
     let path = home.path().join("store.redb");
     let store = open(&path);
-    let (lease, longer) = (owned_key(b"task", b"1"), owned_key(b"task", b"1\0\0\0\0\0\0\0\0x"));
+    let (lease, longer) = (
+        owned_key(b"task", b"1"),
+        owned_key(b"task", b"1\0\0\0\0\0\0\0\0x"),
+    );
     store
         .write(|txn| {
             for generation in [1, 2, 7] {
@@ -319,16 +454,32 @@ fn of_two_generations_the_newest_whose_checksum_holds_is_read() {
         })
         .unwrap();
     let view = store.view().unwrap();
-    assert_eq!(view.count(Table::Checkpoints).unwrap(), 3, "two of this lease, one of the other");
-    assert_eq!(view.checkpoint_newest(&lease).unwrap(), Some((7, vec![7; 50])));
+    assert_eq!(
+        view.count(Table::Checkpoints).unwrap(),
+        3,
+        "two of this lease, one of the other"
+    );
+    assert_eq!(
+        view.checkpoint_newest(&lease).unwrap(),
+        Some((7, vec![7; 50]))
+    );
     drop((view, store));
 
     let mut key = lease.clone();
     key.extend_from_slice(&7u64.to_be_bytes());
-    plant(&path, Table::Checkpoints, &key, &[&[1, 0][..], &[0; 32], &[7; 50]].concat());
+    plant(
+        &path,
+        Table::Checkpoints,
+        &key,
+        &[&[1, 0][..], &[0; 32], &[7; 50]].concat(),
+    );
     let store = open(&path);
     let newest = store.view().unwrap().checkpoint_newest(&lease).unwrap();
-    assert_eq!(newest, Some((2, vec![2; 50])), "a damaged one is passed over");
+    assert_eq!(
+        newest,
+        Some((2, vec![2; 50])),
+        "a damaged one is passed over"
+    );
     store.write(|txn| txn.checkpoint_drop(&lease)).unwrap();
     let view = store.view().unwrap();
     assert_eq!(view.checkpoint_newest(&lease).unwrap(), None);
@@ -348,13 +499,29 @@ fn a_snapshot_is_the_store_at_one_moment_and_opens_as_one() {
         .unwrap();
     let copy = home.path().join("backup.redb");
     assert!(store.snapshot_to(&copy).unwrap() >= 4);
-    store.write(|txn| txn.put(Table::Accounts, b"a", &json!({"mc": 9}))).unwrap();
+    store
+        .write(|txn| txn.put(Table::Accounts, b"a", &json!({"mc": 9})))
+        .unwrap();
     let backup = open(&copy);
     let view = backup.view().unwrap();
-    assert_eq!(view.get::<Value>(Table::Accounts, b"a").unwrap(), Some(json!({"mc": -5})));
-    assert_eq!(view.payload_get(b"t", "input").unwrap(), Some(vec![1; 100_000]));
-    assert_eq!(backup.write(|txn| txn.journal_append(2, "k", None, &json!({}))).unwrap(), 2);
-    assert_eq!(store.snapshot_to(&copy).unwrap_err().code(), "store_target_exists");
+    assert_eq!(
+        view.get::<Value>(Table::Accounts, b"a").unwrap(),
+        Some(json!({"mc": -5}))
+    );
+    assert_eq!(
+        view.payload_get(b"t", "input").unwrap(),
+        Some(vec![1; 100_000])
+    );
+    assert_eq!(
+        backup
+            .write(|txn| txn.journal_append(2, "k", None, &json!({})))
+            .unwrap(),
+        2
+    );
+    assert_eq!(
+        store.snapshot_to(&copy).unwrap_err().code(),
+        "store_target_exists"
+    );
 }
 
 // ---- quotas
@@ -389,23 +556,51 @@ fn finished_tasks_go_oldest_first_with_all_they_own_and_live_ones_stay() {
             txn.live_insert(Table::Leases, b"lease")
         })
         .unwrap();
-    let two = Limits { finished_tasks_max: 2, ..Limits::default() };
+    let two = Limits {
+        finished_tasks_max: 2,
+        ..Limits::default()
+    };
     let pruned = store.write(|txn| txn.prune(50, &two, 1000)).unwrap();
-    assert_eq!((pruned.tasks, pruned.belongings, pruned.more), (2, 8, false));
-    let tasks = |view: &legiond::store::View| view.keys(Table::Tasks, Span::all(), 99, Order::Ascending).unwrap();
+    assert_eq!(
+        (pruned.tasks, pruned.belongings, pruned.more),
+        (2, 8, false)
+    );
+    let tasks = |view: &legiond::store::View| {
+        view.keys(Table::Tasks, Span::all(), 99, Order::Ascending)
+            .unwrap()
+    };
     let view = store.view().unwrap();
     assert_eq!(tasks(&view), [&b"live"[..], b"new", b"newer"]);
     assert_eq!(view.payload_get(b"old", "input").unwrap(), None);
-    assert_eq!(view.payload_get(b"new", "input").unwrap(), Some(b"in".to_vec()));
-    assert_eq!(view.count(Table::Transfers).unwrap(), 4, "money is not forgotten");
+    assert_eq!(
+        view.payload_get(b"new", "input").unwrap(),
+        Some(b"in".to_vec())
+    );
+    assert_eq!(
+        view.count(Table::Transfers).unwrap(),
+        4,
+        "money is not forgotten"
+    );
 
-    let young = Limits { finished_age_max_ms: 15, ..Limits::default() };
-    assert_eq!(store.write(|txn| txn.prune(50, &young, 1000)).unwrap().tasks, 1);
+    let young = Limits {
+        finished_age_max_ms: 15,
+        ..Limits::default()
+    };
+    assert_eq!(
+        store
+            .write(|txn| txn.prune(50, &young, 1000))
+            .unwrap()
+            .tasks,
+        1
+    );
     let view = store.view().unwrap();
     assert_eq!(tasks(&view), [&b"live"[..], b"newer"]);
     assert_eq!(view.live_keys(Table::Tasks).unwrap(), [b"live"]);
     assert_eq!(view.live_keys(Table::Leases).unwrap(), [b"lease"]);
-    assert_eq!(store.write(|txn| txn.prune(50, &young, 1000)).unwrap(), Default::default());
+    assert_eq!(
+        store.write(|txn| txn.prune(50, &young, 1000)).unwrap(),
+        Default::default()
+    );
 }
 
 #[test]
@@ -423,7 +618,11 @@ fn pruning_stops_at_its_row_limit_and_goes_on_where_it_stopped() {
         .unwrap();
     finish_task(&store, "a", 1);
     finish_task(&store, "b", 2);
-    let limits = Limits { finished_tasks_max: 0, journal_entries_max: 3, ..Limits::default() };
+    let limits = Limits {
+        finished_tasks_max: 0,
+        journal_entries_max: 3,
+        ..Limits::default()
+    };
     let tables = [
         Table::Seen,
         Table::Tasks,
@@ -443,7 +642,10 @@ fn pruning_stops_at_its_row_limit_and_goes_on_where_it_stopped() {
         // At second 66, the ids that expire at 60 to 65 are past.
         let pruned = store.write(|txn| txn.prune(66_000, &limits, 3)).unwrap();
         let after: u64 = counts().iter().sum();
-        assert!(before - after <= 3 + 1, "three rows, and the task that they belong to");
+        assert!(
+            before - after <= 3 + 1,
+            "three rows, and the task that they belong to"
+        );
         (calls, seen, journal) = (calls + 1, seen + pruned.seen, journal + pruned.journal);
         if !pruned.more {
             break;
@@ -451,11 +653,101 @@ fn pruning_stops_at_its_row_limit_and_goes_on_where_it_stopped() {
         assert!(calls < 100, "pruning ends");
     }
     assert!(calls > 7);
-    assert_eq!((seen, journal), (12, 7), "six messages in six wraps; all but three entries");
+    assert_eq!(
+        (seen, journal),
+        (12, 7),
+        "six messages in six wraps; all but three entries"
+    );
     assert_eq!(counts(), [8, 0, 0, 0, 0, 0, 3]);
     let view = store.view().unwrap();
     assert!(!view.seen_contains(&[5; 32], &[5; 32]).unwrap());
     assert!(view.seen_contains(&[6; 32], &[6; 32]).unwrap());
+}
+
+// ---- measurements, run by hand
+
+/// `cargo test --test legion store::measure -- --ignored --nocapture`
+#[test]
+#[ignore = "prints figures, asserts nothing"]
+fn measure_commits_and_starts() {
+    use std::time::Instant;
+    let home = home();
+    let path = home.path().join("store.redb");
+    let row = json!({"state": "working", "requester": "a".repeat(64), "input": "b".repeat(400), "award_no": 1});
+    let mut random = 1u64;
+    let mut id = || {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let mut id = [0; 32];
+        id[..8].copy_from_slice(&random.to_be_bytes());
+        id
+    };
+    for quick_repair_above_bytes in [u64::MAX, 0] {
+        let options = StoreOptions {
+            quick_repair_above_bytes,
+            ..StoreOptions::default()
+        };
+        let store = Store::open(&path, options).unwrap();
+        for (rows, commits) in [(1, 200), (64, 50)] {
+            let start = Instant::now();
+            for _ in 0..commits {
+                store
+                    .write(|txn| {
+                        for _ in 0..rows {
+                            let (author, rumor) = (id(), id());
+                            txn.seen_insert(&author, &rumor, Some(&id()), 1)?;
+                            txn.journal_append(1, "offer", Some("task"), &row)?;
+                            txn.put(Table::Tasks, &rumor, &row)?;
+                        }
+                        Ok(())
+                    })
+                    .unwrap();
+            }
+            let s = start.elapsed().as_secs_f64() / f64::from(commits);
+            println!(
+                "quick_repair {}: {rows} messages (6 rows each): {:.2} ms/commit, {:.0} messages/s",
+                quick_repair_above_bytes == 0,
+                s * 1000.0,
+                f64::from(rows) / s
+            );
+        }
+    }
+    let store = open(&path);
+    let start = Instant::now();
+    for batch in 0..100u64 {
+        store
+            .write(|txn| {
+                for n in 0..2000u64 {
+                    let key = (batch * 2000 + n).to_be_bytes();
+                    txn.put(Table::Tasks, &key, &row)?;
+                    txn.task_finished(&key, batch)?;
+                }
+                Ok(())
+            })
+            .unwrap();
+    }
+    println!(
+        "200,000 finished tasks: {:?}, {} MB",
+        start.elapsed(),
+        store.file_bytes().unwrap() / 1_000_000
+    );
+    let limits = Limits {
+        finished_tasks_max: 0,
+        ..Limits::default()
+    };
+    let start = Instant::now();
+    let pruned = store.write(|txn| txn.prune(1, &limits, 1000)).unwrap();
+    println!("prune of 1,000 rows: {:?} {pruned:?}", start.elapsed());
+    let crashed = home.path().join("crashed.redb");
+    std::fs::copy(&path, &crashed).unwrap();
+    let start = Instant::now();
+    drop(open(&crashed));
+    println!("start after a crash: {:?}", start.elapsed());
+    drop(store);
+    let start = Instant::now();
+    drop(open(&path));
+    println!("start after a clean end: {:?}", start.elapsed());
 }
 
 // ---- kill -9
@@ -472,13 +764,21 @@ fn kill_9_child() {
         return;
     };
     let store = open(Path::new(&path));
-    let last = store.view().unwrap().get::<u64>(Table::Meta, b"last").unwrap();
+    let last = store
+        .view()
+        .unwrap()
+        .get::<u64>(Table::Meta, b"last")
+        .unwrap();
     for batch in last.map_or(1, |last| last + 1).. {
         store
             .write(|txn| {
                 for row in 0..ROWS_PER_BATCH {
                     let key = [batch.to_be_bytes(), row.to_be_bytes()].concat();
-                    txn.put(Table::Tasks, &key, &json!({"batch": batch, "fill": "x".repeat(300)}))?;
+                    txn.put(
+                        Table::Tasks,
+                        &key,
+                        &json!({"batch": batch, "fill": "x".repeat(300)}),
+                    )?;
                 }
                 txn.journal_append(batch, "batch", None, &json!(batch))?;
                 txn.put(Table::Meta, b"last", &batch)
@@ -503,7 +803,9 @@ fn run_and_kill(path: &Path, acks: u64, delay: std::time::Duration) -> Option<u6
     let mut last = None;
     let note = |line: String, last: &mut Option<u64>| {
         // The harness may have left "test ... " before the first line.
-        let batch = line.rsplit_once("durable ").and_then(|(_, batch)| batch.parse().ok());
+        let batch = line
+            .rsplit_once("durable ")
+            .and_then(|(_, batch)| batch.parse().ok());
         *last = batch.or(*last);
         batch.is_some()
     };
@@ -533,21 +835,45 @@ fn an_acknowledged_batch_survives_kill_9() {
     println!("seed {random}");
     let mut acknowledged = 0;
     for round in 0..25 {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         // The first rounds may die while the file is being created or repaired: no acknowledgement is awaited.
-        let acks = if round % 5 == 0 { 0 } else { (random >> 33) % 8 };
+        let acks = if round % 5 == 0 {
+            0
+        } else {
+            (random >> 33) % 8
+        };
         let delay = std::time::Duration::from_micros((random >> 40) % 30_000);
-        acknowledged = run_and_kill(&path, acks, delay).unwrap_or(acknowledged).max(acknowledged);
+        acknowledged = run_and_kill(&path, acks, delay)
+            .unwrap_or(acknowledged)
+            .max(acknowledged);
         if acknowledged == 0 && !path.exists() {
             continue;
         }
         let view = open(&path).view().unwrap();
         let last = view.get::<u64>(Table::Meta, b"last").unwrap().unwrap_or(0);
-        assert!(last >= acknowledged, "round {round}: {acknowledged} was acknowledged, {last} is there");
-        assert!(last <= acknowledged + 1, "round {round}: {last} is there, {acknowledged} was said");
-        assert_eq!(view.count(Table::Tasks).unwrap(), last * ROWS_PER_BATCH, "round {round}: a partial batch");
-        assert_eq!(view.count(Table::Journal).unwrap(), last, "round {round}: a partial batch");
-        let rows = view.range::<Value>(Table::Tasks, Span::all(), usize::MAX, Order::Ascending).unwrap();
+        assert!(
+            last >= acknowledged,
+            "round {round}: {acknowledged} was acknowledged, {last} is there"
+        );
+        assert!(
+            last <= acknowledged + 1,
+            "round {round}: {last} is there, {acknowledged} was said"
+        );
+        assert_eq!(
+            view.count(Table::Tasks).unwrap(),
+            last * ROWS_PER_BATCH,
+            "round {round}: a partial batch"
+        );
+        assert_eq!(
+            view.count(Table::Journal).unwrap(),
+            last,
+            "round {round}: a partial batch"
+        );
+        let rows = view
+            .range::<Value>(Table::Tasks, Span::all(), usize::MAX, Order::Ascending)
+            .unwrap();
         for (place, (_, row)) in rows.iter().enumerate() {
             assert_eq!(row["batch"], json!(place as u64 / ROWS_PER_BATCH + 1));
         }
@@ -562,10 +888,16 @@ fn damage_in_the_middle_of_the_file_is_an_error_not_a_panic() {
     let path = home.path().join("store.redb");
     let store = open(&path);
     store
-        .write(|txn| (0..500u32).try_for_each(|n| txn.put(Table::Tasks, &n.to_be_bytes(), &"x".repeat(200))))
+        .write(|txn| {
+            (0..500u32).try_for_each(|n| txn.put(Table::Tasks, &n.to_be_bytes(), &"x".repeat(200)))
+        })
         .unwrap();
     drop(store);
-    let mut file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let mut file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
     let mut header = [0; 512];
     file.read_exact(&mut header).unwrap();
     header[9..].fill(0xA5);

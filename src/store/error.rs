@@ -25,7 +25,9 @@ pub enum StoreError {
         known: u64,
     },
     /// The file is not a legion store, is cut short, or holds a value that cannot be read.
-    #[error("the store is not valid: {reason}. Restore a snapshot, or move the file away to start empty")]
+    #[error(
+        "the store is not valid: {reason}. Restore a snapshot, or move the file away to start empty"
+    )]
     Invalid {
         /// What was expected and what was found.
         reason: String,
@@ -38,7 +40,9 @@ pub enum StoreError {
     },
     /// The disk refused: full, read-only, gone, or a failed sync. The transaction's outcome is unknown until
     /// [`Store::reopen`](super::Store::reopen), after which either all of it is there or nothing.
-    #[error("the store is unavailable while it tried to {operation}: {reason}. Free disk space or check the disk, then restart")]
+    #[error(
+        "the store is unavailable while it tried to {operation}: {reason}. Free disk space or check the disk, then restart"
+    )]
     Unavailable {
         /// What was attempted, as a verb phrase.
         operation: &'static str,
@@ -46,7 +50,9 @@ pub enum StoreError {
         reason: String,
     },
     /// A row could not be turned into JSON: a defect of the caller. The transaction must be dropped.
-    #[error("a row of table {table} cannot be written: {reason}. This is a defect; please report it")]
+    #[error(
+        "a row of table {table} cannot be written: {reason}. This is a defect; please report it"
+    )]
     Unwritable {
         /// The table's name.
         table: &'static str,
@@ -108,7 +114,10 @@ pub(crate) fn redb<E: Into<redb::Error>>(operation: &'static str) -> impl Fn(E) 
     move |error| match error.into() {
         // A read past the end is a file cut short; InvalidData is redb's word for a wrong magic number.
         redb::Error::Io(error)
-            if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
+            if matches!(
+                error.kind(),
+                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+            ) =>
         {
             StoreError::invalid(error.to_string())
         }

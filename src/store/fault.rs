@@ -76,7 +76,9 @@ impl FaultPlan {
         self.syncs.fetch_add(1, Ordering::SeqCst);
         let before = self
             .fail_sync_in
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                left.checked_sub(1)
+            });
         before == Ok(1)
     }
 }

@@ -5,8 +5,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use redb::{Builder, Database, ReadableDatabase as _};
+use redb::{Builder, Database};
 use serde::{Deserialize, Serialize};
 
 use super::StoreOptions;
@@ -31,7 +32,10 @@ struct Schema {
 }
 
 /// Opens the file, creating it if nothing is there.
-pub(crate) fn open_or_create(path: &Path, options: &StoreOptions) -> Result<Database, StoreError> {
+pub(crate) fn open_or_create(
+    path: &Path,
+    options: &StoreOptions,
+) -> Result<Arc<Database>, StoreError> {
     match fs::symlink_metadata(path) {
         Ok(_) => open_existing(path, options),
         Err(error) if error.kind() == io::ErrorKind::NotFound => create(path, options),
@@ -40,7 +44,10 @@ pub(crate) fn open_or_create(path: &Path, options: &StoreOptions) -> Result<Data
 }
 
 /// Opens a file that must be there.
-pub(crate) fn open_existing(path: &Path, options: &StoreOptions) -> Result<Database, StoreError> {
+pub(crate) fn open_existing(
+    path: &Path,
+    options: &StoreOptions,
+) -> Result<Arc<Database>, StoreError> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -62,7 +69,7 @@ pub(crate) fn open_existing(path: &Path, options: &StoreOptions) -> Result<Datab
 
 /// Creates the file under another name first, so that a crash cannot leave half a store under `path`. The file is
 /// locked from the start, and renamed while open, so that of two creators one wins and the other is told.
-pub(crate) fn create(path: &Path, options: &StoreOptions) -> Result<Database, StoreError> {
+pub(crate) fn create(path: &Path, options: &StoreOptions) -> Result<Arc<Database>, StoreError> {
     let building = building_name(path);
     let database = match begin(new_file(&building)?, &building, options) {
         // What a crash left behind is worth nothing: begin again.
@@ -137,7 +144,7 @@ pub(crate) fn sync_directory(path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn begin(file: File, path: &Path, options: &StoreOptions) -> Result<Database, StoreError> {
+fn begin(file: File, path: &Path, options: &StoreOptions) -> Result<Arc<Database>, StoreError> {
     let mut builder = Builder::new();
     builder.set_cache_size(options.cache_bytes);
     #[cfg(feature = "crash-points")]
@@ -146,10 +153,12 @@ fn begin(file: File, path: &Path, options: &StoreOptions) -> Result<Database, St
             .map_err(|error| error::opening(path, error))?;
         return builder
             .create_with_backend(backend)
+            .map(Arc::new)
             .map_err(|error| error::opening(path, error));
     }
     builder
         .create_file(file)
+        .map(Arc::new)
         .map_err(|error| error::opening(path, error))
 }
 
@@ -172,11 +181,8 @@ fn write_schema(database: &Database) -> Result<(), StoreError> {
         .map_err(error::redb("create the tables"))
 }
 
-fn check_schema(database: &Database) -> Result<(), StoreError> {
-    let transaction = database
-        .begin_read()
-        .map_err(error::redb("read the schema"))?;
-    let schema = View::new(transaction).get::<Schema>(Table::Meta, SCHEMA)?;
+fn check_schema(database: &Arc<Database>) -> Result<(), StoreError> {
+    let schema = View::new(database.clone())?.get::<Schema>(Table::Meta, SCHEMA)?;
     match schema {
         Some(schema) if schema.application != APPLICATION => Err(StoreError::invalid(
             "the file belongs to another application",

@@ -5,8 +5,9 @@
 use std::cell::OnceCell;
 use std::fmt;
 use std::ops::{Bound, ControlFlow, Range};
+use std::sync::Arc;
 
-use redb::ReadableTableMetadata as _;
+use redb::{ReadableDatabase as _, ReadableTableMetadata as _};
 use serde::de::DeserializeOwned;
 
 use super::error::{self, StoreError};
@@ -291,14 +292,17 @@ type ReadTable = redb::ReadOnlyTable<&'static [u8], &'static [u8]>;
 pub struct View {
     txn: redb::ReadTransaction,
     tables: [OnceCell<Option<ReadTable>>; TABLES],
+    /// Keeps the file open: redb closes it with the last of these, whoever still reads.
+    _database: Arc<redb::Database>,
 }
 
 impl View {
-    pub(crate) fn new(txn: redb::ReadTransaction) -> Self {
-        Self {
-            txn,
+    pub(crate) fn new(database: Arc<redb::Database>) -> Result<Self, StoreError> {
+        Ok(Self {
+            txn: database.begin_read().map_err(error::redb("read"))?,
             tables: [const { OnceCell::new() }; TABLES],
-        }
+            _database: database,
+        })
     }
 
     /// `None` for a table that a future version of this program added and this file lacks.

@@ -166,15 +166,23 @@ mod tests {
     fn numbers_and_names_are_unique() {
         for (place, table) in Table::ALL.into_iter().enumerate() {
             assert_eq!(table.index(), place);
-            let same = Table::ALL.into_iter().filter(|other| other.name() == table.name());
+            let same = Table::ALL
+                .into_iter()
+                .filter(|other| other.name() == table.name());
             assert_eq!(same.count(), 1, "{}", table.name());
         }
     }
 
     #[test]
     fn a_value_without_or_with_a_newer_version_is_refused() {
-        assert_eq!(body(Table::Tasks, &[1]).unwrap_err().code(), "store_invalid");
-        assert_eq!(body(Table::Tasks, &[2, 0, b'{']).unwrap_err().code(), "store_newer");
+        assert_eq!(
+            body(Table::Tasks, &[1]).unwrap_err().code(),
+            "store_invalid"
+        );
+        assert_eq!(
+            body(Table::Tasks, &[2, 0, b'{']).unwrap_err().code(),
+            "store_newer"
+        );
         assert_eq!(body(Table::Tasks, &[1, 0, b'x']).unwrap(), b"x");
     }
 

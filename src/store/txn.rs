@@ -203,8 +203,6 @@ impl Rows for Txn<'_> {
     }
 
     fn count(&self, table: Table) -> Result<u64, StoreError> {
-        self.table(table)?
-            .len()
-            .map_err(error::redb("count rows"))
+        self.table(table)?.len().map_err(error::redb("count rows"))
     }
 }

@@ -49,8 +49,15 @@ fn a_commit_whose_sync_fails_and_whose_writes_are_lost_leaves_the_previous_state
         put_batch(&store, 1).unwrap();
         put_batch(&store, 2).unwrap();
         plan.fail_sync(nth, true);
-        assert_eq!(put_batch(&store, 3).unwrap_err().code(), "store_unavailable");
-        assert_eq!(put_batch(&store, 3).unwrap_err().code(), "store_unavailable", "until reopened");
+        assert_eq!(
+            put_batch(&store, 3).unwrap_err().code(),
+            "store_unavailable"
+        );
+        assert_eq!(
+            put_batch(&store, 3).unwrap_err().code(),
+            "store_unavailable",
+            "until reopened"
+        );
         assert_eq!(store.view().unwrap_err().code(), "store_unavailable");
         store.reopen().unwrap();
         assert_eq!(last_whole_batch(&store), 2);
@@ -95,11 +102,16 @@ fn a_full_disk_refuses_the_commit_and_loses_nothing() {
     assert_eq!(last_whole_batch(&store), 1);
     put_batch(&store, 2).unwrap();
     plan.set_quota_bytes(None);
-    store.write(|txn| txn.payload_put(b"t", "input", &big)).unwrap();
+    store
+        .write(|txn| txn.payload_put(b"t", "input", &big))
+        .unwrap();
     drop(store);
     let store = open(&path);
     assert_eq!(last_whole_batch(&store), 2);
-    assert_eq!(store.view().unwrap().payload_get(b"t", "input").unwrap(), Some(big));
+    assert_eq!(
+        store.view().unwrap().payload_get(b"t", "input").unwrap(),
+        Some(big)
+    );
 }
 
 #[test]
