@@ -44,7 +44,7 @@ pub use error::StoreError;
 pub use fault::FaultPlan;
 pub use open::SCHEMA_VERSION;
 pub use prune::{Limits, Pruned};
-pub use rows::{Order, Rows, Span, View, Visit};
+pub use rows::{Order, RawRow, Rows, Span, Take, View, Visit};
 pub use survival::JournalEntry;
 pub use table::{Table, owned_key};
 pub use txn::Txn;

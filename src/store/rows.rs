@@ -102,6 +102,12 @@ impl From<Range<&[u8]>> for Span {
 /// Called with a key and a value's body (without its version).
 pub type Visit<'v> = &'v mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, StoreError>;
 
+/// Called with a key and a value's body, until the limit.
+pub type Take<'t> = &'t mut dyn FnMut(&[u8], &[u8]) -> Result<(), StoreError>;
+
+/// A key and its raw value.
+pub type RawRow = (Vec<u8>, Vec<u8>);
+
 /// The read side shared by [`Txn`](super::Txn) (sees its own writes) and [`View`] (sees one moment).
 pub trait Rows {
     /// Calls `visit` with the body of the value under `key`; says whether there was one.
@@ -196,7 +202,7 @@ pub trait Rows {
         span: impl Into<Span>,
         limit: usize,
         order: Order,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+    ) -> Result<Vec<RawRow>, StoreError> {
         let mut rows = Vec::new();
         self.collect(table, &span.into(), limit, order, &mut |key, body| {
             rows.push((key.to_vec(), body.to_vec()));
@@ -234,7 +240,7 @@ pub trait Rows {
         span: &Span,
         limit: usize,
         order: Order,
-        take: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), StoreError>,
+        take: Take<'_>,
     ) -> Result<(), StoreError> {
         let mut left = limit;
         if left == 0 {
