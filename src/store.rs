@@ -55,7 +55,7 @@ pub struct StoreOptions {
     /// Memory for cached pages. Default 64 MiB.
     pub cache_bytes: usize,
     /// File size from which commits also save what makes a start after a crash instant. Below it such a start walks
-    /// the file (well under a second); above it a commit takes two fsyncs instead of one. Default 256 MiB.
+    /// the file (about 0.5 s at most); above it a commit takes two fsyncs instead of one. Default 256 MiB.
     pub quick_repair_above_bytes: u64,
     /// Faults of the disk, for tests.
     #[cfg(feature = "crash-points")]
