@@ -1,15 +1,21 @@
 //! Promises of the store: what was acknowledged survives, what failed left nothing, what is newer or foreign is refused,
 //! and nothing grows for ever.
 
-use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use legiond::store::{
     Limits, Order, Rows as _, Span, Store, StoreError, StoreOptions, Table, owned_key,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+#[path = "store/kill_9.rs"]
+mod kill_9;
+#[path = "store/measure.rs"]
+mod measure;
+#[path = "store/quotas.rs"]
+mod quotas;
 
 #[cfg(feature = "crash-points")]
 #[path = "store/faults.rs"]
@@ -273,6 +279,30 @@ fn what_a_crash_left_of_a_creation_does_not_matter() {
     assert!(!home.path().join("store.redb.new").exists());
 }
 
+#[test]
+fn damage_in_the_middle_of_the_file_is_an_error_not_a_panic() {
+    let home = home();
+    let path = home.path().join("store.redb");
+    let store = open(&path);
+    store
+        .write(|txn| {
+            (0..500u32).try_for_each(|n| txn.put(Table::Tasks, &n.to_be_bytes(), &"x".repeat(200)))
+        })
+        .unwrap();
+    drop(store);
+    let mut file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
+    let mut header = [0; 512];
+    file.read_exact(&mut header).unwrap();
+    header[9..].fill(0xA5);
+    file.seek(SeekFrom::Start(0)).unwrap();
+    file.write_all(&header).unwrap();
+    assert_eq!(code(&path), "store_invalid");
+}
+
 // ---- versions
 
 /// Writes a value behind the store's back.
@@ -522,386 +552,4 @@ fn a_snapshot_is_the_store_at_one_moment_and_opens_as_one() {
         store.snapshot_to(&copy).unwrap_err().code(),
         "store_target_exists"
     );
-}
-
-// ---- quotas
-
-fn finish_task(store: &Store, name: &str, at_ms: u64) {
-    store
-        .write(|txn| {
-            let key = name.as_bytes();
-            txn.put(Table::Tasks, key, &json!({"name": name}))?;
-            txn.live_insert(Table::Tasks, key)?;
-            txn.payload_put(key, "input", b"in")?;
-            txn.payload_put(key, "output", b"out")?;
-            txn.put(Table::History, &owned_key(key, b"1"), &1)?;
-            txn.put(Table::Transfers, &owned_key(key, b"1"), &1)?;
-            txn.checkpoint_put(&owned_key(key, b"1"), 1, b"state")?;
-            txn.task_finished(key, at_ms)
-        })
-        .unwrap();
-}
-
-#[test]
-fn finished_tasks_go_oldest_first_with_all_they_own_and_live_ones_stay() {
-    let home = home();
-    let store = open(&home.path().join("store.redb"));
-    for (name, at_ms) in [("old", 10), ("older", 5), ("new", 30), ("newer", 40)] {
-        finish_task(&store, name, at_ms);
-    }
-    store
-        .write(|txn| {
-            txn.put(Table::Tasks, b"live", &json!({}))?;
-            txn.live_insert(Table::Tasks, b"live")?;
-            txn.live_insert(Table::Leases, b"lease")
-        })
-        .unwrap();
-    let two = Limits {
-        finished_tasks_max: 2,
-        ..Limits::default()
-    };
-    let pruned = store.write(|txn| txn.prune(50, &two, 1000)).unwrap();
-    assert_eq!(
-        (pruned.tasks, pruned.belongings, pruned.more),
-        (2, 8, false)
-    );
-    let tasks = |view: &legiond::store::View| {
-        view.keys(Table::Tasks, Span::all(), 99, Order::Ascending)
-            .unwrap()
-    };
-    let view = store.view().unwrap();
-    assert_eq!(tasks(&view), [&b"live"[..], b"new", b"newer"]);
-    assert_eq!(view.payload_get(b"old", "input").unwrap(), None);
-    assert_eq!(
-        view.payload_get(b"new", "input").unwrap(),
-        Some(b"in".to_vec())
-    );
-    assert_eq!(
-        view.count(Table::Transfers).unwrap(),
-        4,
-        "money is not forgotten"
-    );
-
-    let young = Limits {
-        finished_age_max_ms: 15,
-        ..Limits::default()
-    };
-    assert_eq!(
-        store
-            .write(|txn| txn.prune(50, &young, 1000))
-            .unwrap()
-            .tasks,
-        1
-    );
-    let view = store.view().unwrap();
-    assert_eq!(tasks(&view), [&b"live"[..], b"newer"]);
-    assert_eq!(view.live_keys(Table::Tasks).unwrap(), [b"live"]);
-    assert_eq!(view.live_keys(Table::Leases).unwrap(), [b"lease"]);
-    assert_eq!(
-        store.write(|txn| txn.prune(50, &young, 1000)).unwrap(),
-        Default::default()
-    );
-}
-
-#[test]
-fn pruning_stops_at_its_row_limit_and_goes_on_where_it_stopped() {
-    let home = home();
-    let store = open(&home.path().join("store.redb"));
-    store
-        .write(|txn| {
-            for n in 0..10u8 {
-                txn.seen_insert(&[n; 32], &[n; 32], Some(&[n; 32]), 60 + u64::from(n))?;
-                txn.journal_append(0, "k", None, &json!(n))?;
-            }
-            Ok(())
-        })
-        .unwrap();
-    finish_task(&store, "a", 1);
-    finish_task(&store, "b", 2);
-    let limits = Limits {
-        finished_tasks_max: 0,
-        journal_entries_max: 3,
-        ..Limits::default()
-    };
-    let tables = [
-        Table::Seen,
-        Table::Tasks,
-        Table::TasksByTime,
-        Table::Payloads,
-        Table::History,
-        Table::Checkpoints,
-        Table::Journal,
-    ];
-    let counts = || {
-        let view = store.view().unwrap();
-        tables.map(|table| view.count(table).unwrap())
-    };
-    let (mut calls, mut seen, mut journal) = (0, 0, 0);
-    loop {
-        let before: u64 = counts().iter().sum();
-        // At second 66, the ids that expire at 60 to 65 are past.
-        let pruned = store.write(|txn| txn.prune(66_000, &limits, 3)).unwrap();
-        let after: u64 = counts().iter().sum();
-        assert!(
-            before - after <= 3 + 1,
-            "three rows, and the task that they belong to"
-        );
-        (calls, seen, journal) = (calls + 1, seen + pruned.seen, journal + pruned.journal);
-        if !pruned.more {
-            break;
-        }
-        assert!(calls < 100, "pruning ends");
-    }
-    assert!(calls > 7);
-    assert_eq!(
-        (seen, journal),
-        (12, 7),
-        "six messages in six wraps; all but three entries"
-    );
-    assert_eq!(counts(), [8, 0, 0, 0, 0, 0, 3]);
-    let view = store.view().unwrap();
-    assert!(!view.seen_contains(&[5; 32], &[5; 32]).unwrap());
-    assert!(view.seen_contains(&[6; 32], &[6; 32]).unwrap());
-}
-
-// ---- measurements, run by hand
-
-/// `cargo test --test legion store::measure -- --ignored --nocapture`
-#[test]
-#[ignore = "prints figures, asserts nothing"]
-fn measure_commits_and_starts() {
-    use std::time::Instant;
-    let home = home();
-    let path = home.path().join("store.redb");
-    let row = json!({"state": "working", "requester": "a".repeat(64), "input": "b".repeat(400), "award_no": 1});
-    let mut random = 1u64;
-    let mut id = || {
-        random = random
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        let mut id = [0; 32];
-        id[..8].copy_from_slice(&random.to_be_bytes());
-        id
-    };
-    for quick_repair_above_bytes in [u64::MAX, 0] {
-        let options = StoreOptions {
-            quick_repair_above_bytes,
-            ..StoreOptions::default()
-        };
-        let store = Store::open(&path, options).unwrap();
-        for (rows, commits) in [(1, 200), (64, 50)] {
-            let start = Instant::now();
-            for _ in 0..commits {
-                store
-                    .write(|txn| {
-                        for _ in 0..rows {
-                            let (author, rumor) = (id(), id());
-                            txn.seen_insert(&author, &rumor, Some(&id()), 1)?;
-                            txn.journal_append(1, "offer", Some("task"), &row)?;
-                            txn.put(Table::Tasks, &rumor, &row)?;
-                        }
-                        Ok(())
-                    })
-                    .unwrap();
-            }
-            let s = start.elapsed().as_secs_f64() / f64::from(commits);
-            println!(
-                "quick_repair {}: {rows} messages (6 rows each): {:.2} ms/commit, {:.0} messages/s",
-                quick_repair_above_bytes == 0,
-                s * 1000.0,
-                f64::from(rows) / s
-            );
-        }
-    }
-    let store = open(&path);
-    let start = Instant::now();
-    for batch in 0..100u64 {
-        store
-            .write(|txn| {
-                for n in 0..2000u64 {
-                    let key = (batch * 2000 + n).to_be_bytes();
-                    txn.put(Table::Tasks, &key, &row)?;
-                    txn.task_finished(&key, batch)?;
-                }
-                Ok(())
-            })
-            .unwrap();
-    }
-    println!(
-        "200,000 finished tasks: {:?}, {} MB",
-        start.elapsed(),
-        store.file_bytes().unwrap() / 1_000_000
-    );
-    let limits = Limits {
-        finished_tasks_max: 0,
-        ..Limits::default()
-    };
-    let start = Instant::now();
-    let pruned = store.write(|txn| txn.prune(1, &limits, 1000)).unwrap();
-    println!("prune of 1,000 rows: {:?} {pruned:?}", start.elapsed());
-    let crashed = home.path().join("crashed.redb");
-    std::fs::copy(&path, &crashed).unwrap();
-    let start = Instant::now();
-    drop(open(&crashed));
-    println!("start after a crash: {:?}", start.elapsed());
-    drop(store);
-    let start = Instant::now();
-    drop(open(&path));
-    println!("start after a clean end: {:?}", start.elapsed());
-}
-
-// ---- kill -9
-
-const CHILD_STORE: &str = "LEGION_TEST_STORE";
-const ROWS_PER_BATCH: u64 = 8;
-
-/// Not a test of its own: what `an_acknowledged_batch_survives_kill_9` runs and kills. Commits batches for ever, and
-/// prints each number once its batch is durable.
-#[test]
-#[ignore = "the child process of an_acknowledged_batch_survives_kill_9"]
-fn kill_9_child() {
-    let Some(path) = std::env::var_os(CHILD_STORE) else {
-        return;
-    };
-    let store = open(Path::new(&path));
-    let last = store
-        .view()
-        .unwrap()
-        .get::<u64>(Table::Meta, b"last")
-        .unwrap();
-    for batch in last.map_or(1, |last| last + 1).. {
-        store
-            .write(|txn| {
-                for row in 0..ROWS_PER_BATCH {
-                    let key = [batch.to_be_bytes(), row.to_be_bytes()].concat();
-                    txn.put(
-                        Table::Tasks,
-                        &key,
-                        &json!({"batch": batch, "fill": "x".repeat(300)}),
-                    )?;
-                }
-                txn.journal_append(batch, "batch", None, &json!(batch))?;
-                txn.put(Table::Meta, b"last", &batch)
-            })
-            .unwrap();
-        let mut out = std::io::stdout();
-        writeln!(out, "durable {batch}").unwrap();
-        out.flush().unwrap();
-    }
-}
-
-/// Runs the child until it acknowledged `acks` batches and `delay` passed, kills it, returns the last acknowledged.
-fn run_and_kill(path: &Path, acks: u64, delay: std::time::Duration) -> Option<u64> {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["store::kill_9_child", "--exact", "--ignored", "--nocapture"])
-        .env(CHILD_STORE, path)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut last = None;
-    let note = |line: String, last: &mut Option<u64>| {
-        // The harness may have left "test ... " before the first line.
-        let batch = line
-            .rsplit_once("durable ")
-            .and_then(|(_, batch)| batch.parse().ok());
-        *last = batch.or(*last);
-        batch.is_some()
-    };
-    let mut seen = 0;
-    while seen < acks {
-        let line = lines.next().expect("the child ended by itself").unwrap();
-        seen += u64::from(note(line, &mut last));
-    }
-    std::thread::sleep(delay);
-    child.kill().unwrap();
-    child.wait().unwrap();
-    // What it still said before it died counts as acknowledged, too.
-    for line in lines {
-        note(line.unwrap(), &mut last);
-    }
-    last
-}
-
-#[test]
-fn an_acknowledged_batch_survives_kill_9() {
-    let home = home();
-    let path = home.path().join("store.redb");
-    let mut random = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap()
-        .subsec_nanos() as u64;
-    println!("seed {random}");
-    let mut acknowledged = 0;
-    for round in 0..25 {
-        random = random
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        // The first rounds may die while the file is being created or repaired: no acknowledgement is awaited.
-        let acks = if round % 5 == 0 {
-            0
-        } else {
-            (random >> 33) % 8
-        };
-        let delay = std::time::Duration::from_micros((random >> 40) % 30_000);
-        acknowledged = run_and_kill(&path, acks, delay)
-            .unwrap_or(acknowledged)
-            .max(acknowledged);
-        if acknowledged == 0 && !path.exists() {
-            continue;
-        }
-        let view = open(&path).view().unwrap();
-        let last = view.get::<u64>(Table::Meta, b"last").unwrap().unwrap_or(0);
-        assert!(
-            last >= acknowledged,
-            "round {round}: {acknowledged} was acknowledged, {last} is there"
-        );
-        assert!(
-            last <= acknowledged + 1,
-            "round {round}: {last} is there, {acknowledged} was said"
-        );
-        assert_eq!(
-            view.count(Table::Tasks).unwrap(),
-            last * ROWS_PER_BATCH,
-            "round {round}: a partial batch"
-        );
-        assert_eq!(
-            view.count(Table::Journal).unwrap(),
-            last,
-            "round {round}: a partial batch"
-        );
-        let rows = view
-            .range::<Value>(Table::Tasks, Span::all(), usize::MAX, Order::Ascending)
-            .unwrap();
-        for (place, (_, row)) in rows.iter().enumerate() {
-            assert_eq!(row["batch"], json!(place as u64 / ROWS_PER_BATCH + 1));
-        }
-        acknowledged = last;
-    }
-    assert!(acknowledged > 20, "the child hardly worked: {acknowledged}");
-}
-
-#[test]
-fn damage_in_the_middle_of_the_file_is_an_error_not_a_panic() {
-    let home = home();
-    let path = home.path().join("store.redb");
-    let store = open(&path);
-    store
-        .write(|txn| {
-            (0..500u32).try_for_each(|n| txn.put(Table::Tasks, &n.to_be_bytes(), &"x".repeat(200)))
-        })
-        .unwrap();
-    drop(store);
-    let mut file = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(&path)
-        .unwrap();
-    let mut header = [0; 512];
-    file.read_exact(&mut header).unwrap();
-    header[9..].fill(0xA5);
-    file.seek(SeekFrom::Start(0)).unwrap();
-    file.write_all(&header).unwrap();
-    assert_eq!(code(&path), "store_invalid");
 }
