@@ -36,8 +36,8 @@ pub enum Table {
     Outbox = 11,
     /// Idempotency keys and one-time reply keys.
     Keys = 12,
-    /// Leases given and taken.
-    Leases = 13,
+    /// What is remembered of foreign tasks before work on them begins (bids made, cancels that came early).
+    Marks = 13,
     /// Signed entries of task histories.
     History = 14,
     /// Keys of rows that are not final: number of the table, then the row's key. A start reads this table, not the large ones.
@@ -66,7 +66,7 @@ impl Table {
         Self::Peers,
         Self::Outbox,
         Self::Keys,
-        Self::Leases,
+        Self::Marks,
         Self::History,
         Self::Live,
     ];
@@ -88,7 +88,7 @@ impl Table {
             Self::Peers => "peers",
             Self::Outbox => "outbox",
             Self::Keys => "keys",
-            Self::Leases => "leases",
+            Self::Marks => "marks",
             Self::History => "history",
             Self::Live => "live",
         }

@@ -29,7 +29,7 @@ fn finished_tasks_go_oldest_first_with_all_they_own_and_live_ones_stay() {
         .write(|txn| {
             txn.put(Table::Tasks, b"live", &json!({}))?;
             txn.live_insert(Table::Tasks, b"live")?;
-            txn.live_insert(Table::Leases, b"lease")
+            txn.live_insert(Table::Marks, b"lease")
         })
         .unwrap();
     let two = Limits {
@@ -72,7 +72,7 @@ fn finished_tasks_go_oldest_first_with_all_they_own_and_live_ones_stay() {
     let view = store.view().unwrap();
     assert_eq!(tasks(&view), [&b"live"[..], b"newer"]);
     assert_eq!(view.live_keys(Table::Tasks).unwrap(), [b"live"]);
-    assert_eq!(view.live_keys(Table::Leases).unwrap(), [b"lease"]);
+    assert_eq!(view.live_keys(Table::Marks).unwrap(), [b"lease"]);
     assert_eq!(
         store.write(|txn| txn.prune(50, &young, 1000)).unwrap(),
         Default::default()
