@@ -137,6 +137,7 @@ impl Node {
         match input {
             Input::Started => self.on_started(),
             Input::CaughtUp { online } => self.on_caught_up(now, online),
+            Input::Draining => self.draining = true,
             Input::Tick => {}
             Input::Ask(ask) => self.on_ask(now, chance, *ask),
             Input::Cancel { task } => self.on_cancel_command(now, &task),
@@ -512,6 +513,13 @@ impl Node {
     /// Whether a job's input is in memory (it is while the job may still be awarded).
     pub fn input(&self, owner: &str) -> Option<&Value> {
         self.inputs.get(owner)
+    }
+
+    /// Lets go of finished rows that an input made the node recall.
+    pub fn shed(&mut self) {
+        self.jobs.retain(|_, job| job.is_live());
+        self.work.retain(|_, work| work.is_live());
+        self.keys.clear();
     }
 
     /// Whether every lease has come to rest after [`Input::Shutdown`].

@@ -209,8 +209,10 @@ pub struct Findings {
 /// Everything that can happen to a node.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
-    /// The node has started (or woken, or its clock has jumped): no timer is judged until [`Input::CaughtUp`].
+    /// The node has started: every lease died with it. No timer is judged until [`Input::CaughtUp`].
     Started,
+    /// The node has woken, reconnected, or its clock has jumped: no timer is judged until [`Input::CaughtUp`].
+    Draining,
     /// The inboxes of every reachable relay were read to their end; `online` is false if there is no reachable relay.
     CaughtUp {
         /// Whether any inbox relay is connected.
