@@ -403,7 +403,10 @@ fn make_private_dir(dir: &Path) -> Result<(), IdentityError> {
 
 /// Writes a file so that a crash leaves the old one or the new one: temporary file, fsync, rename, fsync of the directory.
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
-    let dir = path.parent().unwrap_or(Path::new("."));
+    let dir = path
+        .parent()
+        .filter(|dir| !dir.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let unique = getrandom::u64().map_err(IdentityError::EntropyUnavailable)?;
     let temporary = path.with_extension(format!("{unique:016x}.tmp"));
     let written = (|| {

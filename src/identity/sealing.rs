@@ -37,7 +37,7 @@ pub const MAX_POW_BITS: u8 = 20;
 const NONCE_DIGITS: usize = 20;
 
 /// What a message is made of.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Draft {
     /// Who says it: the identity, or a one-time reply key.
     pub author: PublicKey,

@@ -2,6 +2,8 @@
 //! size is checked), stored as JSON, and sealed after the commit on any thread. It must not know carriers, nor what the content
 //! asks for.
 
+use std::fmt;
+
 use nostr::{Event, EventId, Keys, PublicKey, UnsignedEvent};
 use serde::{Deserialize, Serialize};
 
@@ -14,13 +16,25 @@ pub use crate::identity::sealing::{
 use crate::identity::sealing::{rumor, seal, wrap};
 
 /// An outgoing message, ready to be sealed. As JSON it is what the outbox row keeps until the wrap exists.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// `Debug` shows no content: it is private to its reader.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Envelope {
     rumor: UnsignedEvent,
     rumor_id: EventId,
     recipient: PublicKey,
     delivery: Delivery,
     pow_bits: u8,
+}
+
+impl fmt::Debug for Envelope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Envelope")
+            .field("rumor_id", &self.rumor_id)
+            .field("recipient", &self.recipient)
+            .field("delivery", &self.delivery)
+            .field("content_bytes", &self.rumor.content.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Envelope {
@@ -139,5 +153,6 @@ mod tests {
         );
         assert_eq!(first.tags.expiration().unwrap().as_secs(), NOW_S + 600);
         assert!(envelope.close(&conversations, &recipient, NOW_S).is_err());
+        assert!(!format!("{envelope:?}").contains("jsonrpc"));
     }
 }

@@ -49,8 +49,8 @@ impl Inbox {
     }
 }
 
-/// A message that passed every check. Only [`verify`] makes one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A message that passed every check. Only [`verify`] makes one. `Debug` shows no content: it is private to its reader.
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Verified {
     /// Whose signature is on it.
@@ -75,8 +75,20 @@ pub struct Verified {
     gate: Gate,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 struct Gate;
+
+impl fmt::Debug for Verified {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verified")
+            .field("author", &self.author)
+            .field("rumor_id", &self.rumor_id)
+            .field("wrap_id", &self.wrap_id)
+            .field("inbox", &self.inbox)
+            .field("content_bytes", &self.content.len())
+            .finish_non_exhaustive()
+    }
+}
 
 /// Why an event is not let in. Count it by code; do nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
@@ -87,7 +99,7 @@ pub enum Refusal {
     /// Neither a gift wrap nor an ephemeral one.
     #[error("the event is not a gift wrap")]
     WrapKind,
-    /// No `p` tag names a key of ours.
+    /// The `p` tag names no key of ours.
     #[error("the wrap is not for a key of this node")]
     NotForUs,
     /// The id is not the hash of the event: a body was changed under a known id.
@@ -230,6 +242,18 @@ impl Keyring {
         self.held(key).map(|held| held.keys.clone())
     }
 
+    /// Which inbox an event is addressed to, before anything is verified: for queues that serve the own inbox before pools and
+    /// give each pool a budget.
+    pub fn inbox_of(&self, event: &Event) -> Option<Inbox> {
+        self.addressee(event).map(|held| held.inbox.clone())
+    }
+
+    /// NIP-59 has one `p`; looking at the first only keeps a wrap with thousands of them cheap.
+    fn addressee(&self, event: &Event) -> Option<Arc<Held>> {
+        let key = PublicKey::from_hex(values(&event.tags, "p").next()?).ok()?;
+        self.held(&key)
+    }
+
     fn held(&self, key: &PublicKey) -> Option<Arc<Held>> {
         self.keys
             .read()
@@ -265,10 +289,7 @@ fn check_wrap(event: &Event, keyring: &Keyring) -> Result<Arc<Held>, Refusal> {
     if !matches!(event.kind.as_u16(), KIND_WRAP | KIND_EPHEMERAL_WRAP) {
         return Err(Refusal::WrapKind);
     }
-    let held = values(&event.tags, "p")
-        .filter_map(|hex| PublicKey::from_hex(hex).ok())
-        .find_map(|key| keyring.held(&key))
-        .ok_or(Refusal::NotForUs)?;
+    let held = keyring.addressee(event).ok_or(Refusal::NotForUs)?;
     let body = body(event).ok_or(Refusal::WrapId)?;
     if body.len() + EVENT_FRAME_BYTES > MAX_EVENT_BYTES {
         return Err(Refusal::EventTooLarge);

@@ -125,6 +125,42 @@ fn an_honest_message_comes_through_whole() {
     }
 }
 
+/// Whatever bit a relay turns: the event is no event, or it is refused, or it is still the very same message (a hex digit in
+/// the other case).
+#[test]
+fn no_changed_bit_changes_a_message() {
+    let world = world();
+    let json = world.close(world.draft()).as_json();
+    let honest = world.verify(&Event::from_json(&json).unwrap()).unwrap();
+    let mut refused = 0;
+    for at in 0..json.len() {
+        let mut bytes = json.clone().into_bytes();
+        bytes[at] ^= 1 << (at % 7);
+        let Ok(event) = serde_json::from_slice::<Event>(&bytes) else {
+            continue;
+        };
+        match world.verify(&event) {
+            Ok(verified) => assert_eq!(verified, honest, "byte {at}"),
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(
+        refused > json.len() / 2,
+        "only {refused} changes reached the gate"
+    );
+}
+
+#[test]
+fn the_gate_is_open_to_every_thread() {
+    let world = world();
+    let events: Vec<Event> = (0..8).map(|_| world.close(world.draft())).collect();
+    std::thread::scope(|scope| {
+        for event in &events {
+            scope.spawn(|| assert!(world.verify(event).is_ok()));
+        }
+    });
+}
+
 #[test]
 fn the_same_message_in_a_second_wrap_has_the_same_identity() {
     let world = world();
@@ -478,8 +514,9 @@ fn the_nip59_example_is_opened_and_is_no_message() {
 fn debug_shows_no_secret() {
     let world = world();
     assert!(!format!("{:?}", world.ring).contains(&world.bob.secret_key().to_secret_hex()));
-    let mut codes: Vec<_> = world.ring.inboxes();
-    assert_eq!(codes.pop(), Some((world.bob.public_key(), Inbox::Own)));
+    assert_eq!(world.ring.inboxes(), [(world.bob.public_key(), Inbox::Own)]);
+    let verified = world.verify(&world.close(world.draft())).unwrap();
+    assert!(!format!("{verified:?}").contains("jsonrpc"));
     assert_eq!(
         world.ring.keys(&world.bob.public_key()),
         Some(world.bob.clone())
