@@ -413,6 +413,7 @@ fn a_message_to_one_inbox_cannot_be_passed_to_another() {
         world.verify(&honest).unwrap().inbox,
         Inbox::Task("t1".into())
     );
+    assert_eq!(world.ring.inbox_of(&honest), Some(Inbox::Task("t1".into())));
     let moved = envelope
         .close_for(
             &world.bob.public_key(),
