@@ -50,7 +50,9 @@ where
 {
     let limits = &hub.config.limits;
     let hard_limit = limits.max_message_bytes.saturating_mul(HARD_LIMIT_FACTOR);
-    let ws_config = WebSocketConfig::default().max_message_size(Some(hard_limit)).max_frame_size(Some(hard_limit));
+    let ws_config = WebSocketConfig::default()
+        .max_message_size(Some(hard_limit))
+        .max_frame_size(Some(hard_limit));
     let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(ws_config)).await;
     let (mut sink, mut source) = socket.split();
     let (outbox, mut queue) = Outbox::new(limits.max_waiting_bytes);
@@ -104,7 +106,11 @@ where
     match outgoing {
         Outgoing::Text(text) => sink.feed(Message::text(text)).await,
         Outgoing::Live { prefix, record } => sink.feed(event_message(&prefix, &record)).await,
-        Outgoing::Answer { prefix, records, eose } => {
+        Outgoing::Answer {
+            prefix,
+            records,
+            eose,
+        } => {
             for record in records {
                 sink.feed(event_message(&prefix, &record)).await?;
             }
@@ -127,7 +133,11 @@ fn notice(text: &str) -> String {
 }
 
 fn closed(subscription_id: &str, reason: &str) -> String {
-    format!(r#"["CLOSED",{},{}]"#, Value::from(subscription_id), Value::from(reason))
+    format!(
+        r#"["CLOSED",{},{}]"#,
+        Value::from(subscription_id),
+        Value::from(reason)
+    )
 }
 
 /// The id of an event that is refused before it is read in full, so that its sender still learns which one.
@@ -157,7 +167,8 @@ struct Session<'a> {
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
-        self.hub.unsubscribe(self.subscriptions.drain().map(|(_, key)| key));
+        self.hub
+            .unsubscribe(self.subscriptions.drain().map(|(_, key)| key));
     }
 }
 
@@ -165,7 +176,9 @@ impl<'a> Session<'a> {
     fn new(hub: &'a Hub, outbox: Arc<Outbox>) -> Self {
         let mut random = [0; 16];
         // Without randomness no AUTH can succeed: an empty challenge is never accepted.
-        let challenge = getrandom::fill(&mut random).map(|()| hex::encode(random)).unwrap_or_default();
+        let challenge = getrandom::fill(&mut random)
+            .map(|()| hex::encode(random))
+            .unwrap_or_default();
         Self {
             hub,
             outbox,
@@ -182,7 +195,10 @@ impl<'a> Session<'a> {
     }
 
     fn refuse_event(&self, id: &str, reason: &str) {
-        self.hub.counters.events_refused.fetch_add(1, Ordering::Relaxed);
+        self.hub
+            .counters
+            .events_refused
+            .fetch_add(1, Ordering::Relaxed);
         self.say(ok_message(id, false, reason));
     }
 
@@ -191,15 +207,23 @@ impl<'a> Session<'a> {
         R: Stream<Item = Result<Message, WsError>> + Unpin,
     {
         let limits = &self.hub.config.limits;
-        let (patience, ping_every) = (Duration::from_millis(limits.stall_ms), Duration::from_millis(limits.ping_ms));
+        let (patience, ping_every) = (
+            Duration::from_millis(limits.stall_ms),
+            Duration::from_millis(limits.ping_ms),
+        );
         let mut silent = 0;
         if self.hub.config.auth_inbox {
             self.say(format!(r#"["AUTH","{}"]"#, self.challenge));
         }
         loop {
             if !self.outbox.room(patience).await {
-                self.hub.counters.slow_readers_cut.fetch_add(1, Ordering::Relaxed);
-                return End::Told("error: answers were not read; read them while sending".to_owned());
+                self.hub
+                    .counters
+                    .slow_readers_cut
+                    .fetch_add(1, Ordering::Relaxed);
+                return End::Told(
+                    "error: answers were not read; read them while sending".to_owned(),
+                );
             }
             let Ok(received) = timeout(ping_every, source.next()).await else {
                 silent += 1;
@@ -212,11 +236,19 @@ impl<'a> Session<'a> {
             silent = 0;
             match received {
                 Some(Ok(Message::Text(text))) => self.handle(text.as_str()).await,
-                Some(Ok(Message::Binary(_))) => self.say(notice("invalid: binary messages are not understood; send text")),
-                Some(Ok(Message::Close(_)) | Err(WsError::ConnectionClosed | WsError::AlreadyClosed)) | None => return End::Gone,
+                Some(Ok(Message::Binary(_))) => self.say(notice(
+                    "invalid: binary messages are not understood; send text",
+                )),
+                Some(
+                    Ok(Message::Close(_)) | Err(WsError::ConnectionClosed | WsError::AlreadyClosed),
+                )
+                | None => return End::Gone,
                 Some(Ok(_)) => {}
                 Some(Err(WsError::Capacity(_))) => {
-                    return End::Told(format!("invalid: messages have at most {} bytes", limits.max_message_bytes));
+                    return End::Told(format!(
+                        "invalid: messages have at most {} bytes",
+                        limits.max_message_bytes
+                    ));
                 }
                 Some(Err(_)) => return End::Gone,
             }
@@ -248,7 +280,10 @@ impl<'a> Session<'a> {
         let first = parts.first().map_or("", |part| part.get());
         let max_message_bytes = self.hub.config.limits.max_message_bytes;
         let refused = if text.len() > max_message_bytes {
-            Some(format!("invalid: the message has {} bytes, at most {max_message_bytes} are allowed", text.len()))
+            Some(format!(
+                "invalid: the message has {} bytes, at most {max_message_bytes} are allowed",
+                text.len()
+            ))
         } else if !self.within_rate() {
             Some("rate-limited: too many messages; slow down and send it again".to_owned())
         } else {
@@ -259,17 +294,21 @@ impl<'a> Session<'a> {
                 Some(id) => self.refuse_event(&id, &reason),
                 None => self.say(notice(&reason)),
             },
-            (r#""REQ""# | r#""COUNT""#, Some(reason)) => match serde_json::from_str::<String>(first) {
-                Ok(id) => self.say(closed(&id, &reason)),
-                Err(_) => self.say(notice(&reason)),
-            },
+            (r#""REQ""# | r#""COUNT""#, Some(reason)) => {
+                match serde_json::from_str::<String>(first) {
+                    Ok(id) => self.say(closed(&id, &reason)),
+                    Err(_) => self.say(notice(&reason)),
+                }
+            }
             (_, Some(reason)) => self.say(notice(&reason)),
             (r#""EVENT""#, None) => self.event(first).await,
             (r#""REQ""#, None) => self.request(first, parts.get(1..).unwrap_or_default(), false),
             (r#""COUNT""#, None) => self.request(first, parts.get(1..).unwrap_or_default(), true),
             (r#""CLOSE""#, None) => self.close(first),
             (r#""AUTH""#, None) => self.auth(first),
-            _ => self.say(notice("invalid: this relay understands EVENT, REQ, COUNT, CLOSE and AUTH")),
+            _ => self.say(notice(
+                "invalid: this relay understands EVENT, REQ, COUNT, CLOSE and AUTH",
+            )),
         }
     }
 
@@ -277,15 +316,24 @@ impl<'a> Session<'a> {
         let limits = &self.hub.config.limits;
         let (event, id) = match (serde_json::from_str::<Event>(json), IdOnly::read(json)) {
             (Ok(event), Some(id)) => (event, id),
-            (Err(error), Some(id)) => return self.refuse_event(&id, &format!("invalid: not an event: {error}")),
+            (Err(error), Some(id)) => {
+                return self.refuse_event(&id, &format!("invalid: not an event: {error}"));
+            }
             (_, None) => return self.say(notice("invalid: not an event: it has no id")),
         };
         if json.len() > limits.max_event_bytes {
-            let reason = format!("invalid: the event has {} bytes, at most {} are allowed", json.len(), limits.max_event_bytes);
+            let reason = format!(
+                "invalid: the event has {} bytes, at most {} are allowed",
+                json.len(),
+                limits.max_event_bytes
+            );
             return self.refuse_event(&id, &reason);
         }
         if event.created_at.as_secs() > now_s().saturating_add(limits.max_future_s) {
-            return self.refuse_event(&id, "invalid: created_at is too far in the future; check the clock");
+            return self.refuse_event(
+                &id,
+                "invalid: created_at is too far in the future; check the clock",
+            );
         }
         if event.kind.as_u16() == KIND_AUTH {
             return self.refuse_event(&id, "invalid: send it as AUTH");
@@ -301,18 +349,27 @@ impl<'a> Session<'a> {
         };
         if record.protected && !self.keys.contains(&hex::encode(record.author)) {
             self.say(format!(r#"["AUTH","{}"]"#, self.challenge));
-            return self.refuse_event(&id, "auth-required: a protected event is taken from its author only");
+            return self.refuse_event(
+                &id,
+                "auth-required: a protected event is taken from its author only",
+            );
         }
         self.hub.publish(record, &self.outbox).await;
     }
 
     fn request(&mut self, id: &str, filters: &[&RawValue], count: bool) {
         let limits = &self.hub.config.limits;
-        let Some(id) = serde_json::from_str::<String>(id).ok().filter(|id| !id.is_empty()) else {
+        let Some(id) = serde_json::from_str::<String>(id)
+            .ok()
+            .filter(|id| !id.is_empty())
+        else {
             return self.say(notice("invalid: a subscription id is a string, not empty"));
         };
         if id.chars().count() > limits.max_subscription_id_chars {
-            let reason = format!("invalid: a subscription id has at most {} characters", limits.max_subscription_id_chars);
+            let reason = format!(
+                "invalid: a subscription id has at most {} characters",
+                limits.max_subscription_id_chars
+            );
             return self.say(closed(&id, &reason));
         }
         let filters = match self.filters(filters) {
@@ -333,7 +390,10 @@ impl<'a> Session<'a> {
         if let Some(key) = self.subscriptions.remove(&id) {
             self.hub.unsubscribe([key]);
         } else if self.subscriptions.len() >= limits.max_subscriptions {
-            let reason = format!("error: at most {} subscriptions at once; close one first", limits.max_subscriptions);
+            let reason = format!(
+                "error: at most {} subscriptions at once; close one first",
+                limits.max_subscriptions
+            );
             return self.say(closed(&id, &reason));
         }
         let subscription = Subscription {
@@ -342,20 +402,27 @@ impl<'a> Session<'a> {
             readers: self.readers(),
             prefix: format!(r#"["EVENT",{quoted},"#).into(),
         };
-        let key = self.hub.subscribe(subscription, format!(r#"["EOSE",{quoted}]"#));
+        let key = self
+            .hub
+            .subscribe(subscription, format!(r#"["EOSE",{quoted}]"#));
         self.subscriptions.insert(id, key);
     }
 
     fn filters(&self, filters: &[&RawValue]) -> Result<Vec<Filter>, String> {
         let limits = &self.hub.config.limits;
         if filters.is_empty() || filters.len() > limits.max_filters {
-            return Err(format!("invalid: between 1 and {} filters are allowed", limits.max_filters));
+            return Err(format!(
+                "invalid: between 1 and {} filters are allowed",
+                limits.max_filters
+            ));
         }
         filters
             .iter()
             .map(|raw| {
-                let value: Value = serde_json::from_str(raw.get()).map_err(|error| format!("invalid: {error}"))?;
-                Filter::parse(&value, limits.max_filter_values).map_err(|reason| format!("invalid: {reason}"))
+                let value: Value =
+                    serde_json::from_str(raw.get()).map_err(|error| format!("invalid: {error}"))?;
+                Filter::parse(&value, limits.max_filter_values)
+                    .map_err(|reason| format!("invalid: {reason}"))
             })
             .collect()
     }
@@ -370,37 +437,66 @@ impl<'a> Session<'a> {
         if !self.hub.config.auth_inbox {
             return Ok(());
         }
-        for filter in filters.iter().filter(|f| f.kinds.as_ref().is_some_and(|kinds| kinds.contains(&KIND_GIFT_WRAP))) {
+        for filter in filters.iter().filter(|f| {
+            f.kinds
+                .as_ref()
+                .is_some_and(|kinds| kinds.contains(&KIND_GIFT_WRAP))
+        }) {
             if self.keys.is_empty() {
-                return Err("auth-required: gift wraps are served to their recipient; answer the AUTH challenge");
+                return Err(
+                    "auth-required: gift wraps are served to their recipient; answer the AUTH challenge",
+                );
             }
-            if !filter.tag(b'p').is_some_and(|values| values.iter().all(|value| self.keys.contains(value))) {
-                return Err("auth-required: `#p` must name only keys that have answered the AUTH challenge");
+            if !filter
+                .tag(b'p')
+                .is_some_and(|values| values.iter().all(|value| self.keys.contains(value)))
+            {
+                return Err(
+                    "auth-required: `#p` must name only keys that have answered the AUTH challenge",
+                );
             }
         }
         Ok(())
     }
 
     fn close(&mut self, id: &str) {
-        if let Some(key) = serde_json::from_str::<String>(id).ok().and_then(|id| self.subscriptions.remove(&id)) {
+        if let Some(key) = serde_json::from_str::<String>(id)
+            .ok()
+            .and_then(|id| self.subscriptions.remove(&id))
+        {
             self.hub.unsubscribe([key]);
         }
     }
 
     /// NIP-42.
     fn auth(&mut self, json: &str) {
-        let (Ok(event), Some(id)) = (serde_json::from_str::<Event>(json), IdOnly::read(json)) else {
+        let (Ok(event), Some(id)) = (serde_json::from_str::<Event>(json), IdOnly::read(json))
+        else {
             return self.say(notice("invalid: AUTH takes a signed event of kind 22242"));
         };
         let tag = |name: &str| {
-            let named = event.tags.iter().map(|tag| tag.as_slice()).find(|tag| tag.first().is_some_and(|n| n == name));
+            let named = event
+                .tags
+                .iter()
+                .map(|tag| tag.as_slice())
+                .find(|tag| tag.first().is_some_and(|n| n == name));
             named.and_then(|tag| tag.get(1)).map(String::as_str)
         };
         let fresh = event.created_at.as_secs().abs_diff(now_s()) <= AUTH_WINDOW_S;
-        let here = tag("relay").is_some_and(|url| url.trim_end_matches('/') == self.hub.url.trim_end_matches('/'));
-        let answers = !self.challenge.is_empty() && tag("challenge") == Some(self.challenge.as_str());
-        if event.kind.as_u16() != KIND_AUTH || !fresh || !here || !answers || event.verify().is_err() {
-            let reason = format!("invalid: the AUTH event must be fresh, signed, and name this challenge and {}", self.hub.url);
+        let here = tag("relay")
+            .is_some_and(|url| url.trim_end_matches('/') == self.hub.url.trim_end_matches('/'));
+        let answers =
+            !self.challenge.is_empty() && tag("challenge") == Some(self.challenge.as_str());
+        if event.kind.as_u16() != KIND_AUTH
+            || !fresh
+            || !here
+            || !answers
+            || event.verify().is_err()
+        {
+            let reason = format!(
+                "invalid: the AUTH event must be fresh, signed, and name this challenge and {}",
+                self.hub.url
+            );
             return self.say(ok_message(&id, false, &reason));
         }
         let key: Bytes32 = event.pubkey.to_bytes();

@@ -2,7 +2,6 @@
 //! browser. Sets TCP_NODELAY on every socket; it knows no Nostr message.
 
 use std::convert::Infallible;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -25,20 +24,33 @@ use super::hub::Hub;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A pause when the system has no more descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+/// How long a client that finds no place may take.
+const TURN_AWAY_TIMEOUT: Duration = Duration::from_secs(1);
+const BUSY: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
 /// What every connection's task holds: dropped by the last, it tells that all have ended.
 pub(crate) type Alive = mpsc::Sender<Infallible>;
 
 /// Accepts connections until `stop` turns true.
-pub(crate) async fn listen(listener: TcpListener, hub: Arc<Hub>, mut stop: watch::Receiver<bool>, alive: Alive) {
-    let room = Arc::new(Semaphore::new(hub.config.limits.max_connections.min(Semaphore::MAX_PERMITS)));
+pub(crate) async fn listen(
+    listener: TcpListener,
+    hub: Arc<Hub>,
+    mut stop: watch::Receiver<bool>,
+    alive: Alive,
+) {
+    let room = Arc::new(Semaphore::new(
+        hub.config
+            .limits
+            .max_connections
+            .min(Semaphore::MAX_PERMITS),
+    ));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = stop.wait_for(|stop| *stop) => return,
         };
-        let mut stream = match accepted {
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!(%error, "the relay cannot accept a connection");
@@ -51,12 +63,28 @@ pub(crate) async fn listen(listener: TcpListener, hub: Arc<Hub>, mut stop: watch
             tracing::debug!(%error, "TCP_NODELAY was refused");
         }
         let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
-            tokio::spawn(async move { stream.write_all(BUSY).await });
+            tokio::spawn(turn_away(stream));
             continue;
         };
-        let client = Client { hub: Arc::clone(&hub), stop: stop.clone(), _alive: alive.clone(), _permit: Arc::new(permit) };
+        let client = Client {
+            hub: Arc::clone(&hub),
+            stop: stop.clone(),
+            _alive: alive.clone(),
+            _permit: Arc::new(permit),
+        };
         tokio::spawn(client.serve(stream));
     }
+}
+
+/// Tells a client that the relay is full. Its request is read first: closing a socket with unread data would discard the answer.
+async fn turn_away(mut stream: TcpStream) {
+    let mut request = [0; 4_096];
+    let answer = async {
+        let _ = stream.read(&mut request).await?;
+        stream.write_all(BUSY).await?;
+        stream.shutdown().await
+    };
+    let _ = tokio::time::timeout(TURN_AWAY_TIMEOUT, answer).await;
 }
 
 /// What a connection's tasks share.
@@ -93,30 +121,54 @@ impl Client {
             return respond(StatusCode::METHOD_NOT_ALLOWED, "text/plain", String::new());
         }
         let headers = request.headers();
-        if has_token(headers, &header::UPGRADE, "websocket") && has_token(headers, &header::CONNECTION, "upgrade") {
+        if has_token(headers, &header::UPGRADE, "websocket")
+            && has_token(headers, &header::CONNECTION, "upgrade")
+        {
             return self.upgrade(request);
         }
         if has_token(headers, &header::ACCEPT, "application/nostr+json") {
             return respond(StatusCode::OK, "application/nostr+json", self.information());
         }
-        let text = format!("{}: a Nostr relay. Connect to {} with a Nostr client.\n", self.hub.config.name, self.hub.url);
+        let text = format!(
+            "{}: a Nostr relay. Connect to {} with a Nostr client.\n",
+            self.hub.config.name, self.hub.url
+        );
         respond(StatusCode::OK, "text/plain; charset=utf-8", text)
     }
 
     fn upgrade(self, request: Request<Incoming>) -> Response<String> {
         let headers = request.headers();
-        let accept = headers.get(header::SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
+        let accept = headers
+            .get(header::SEC_WEBSOCKET_KEY)
+            .map(|key| derive_accept_key(key.as_bytes()));
         let Some(accept) = accept.and_then(|accept| HeaderValue::from_str(&accept).ok()) else {
-            return respond(StatusCode::BAD_REQUEST, "text/plain", "sec-websocket-key is missing\n".to_owned());
+            return respond(
+                StatusCode::BAD_REQUEST,
+                "text/plain",
+                "sec-websocket-key is missing\n".to_owned(),
+            );
         };
-        if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        if headers
+            .get(header::SEC_WEBSOCKET_VERSION)
+            .is_none_or(|version| version != "13")
+        {
             let mut response = respond(StatusCode::UPGRADE_REQUIRED, "text/plain", String::new());
-            response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+            response.headers_mut().insert(
+                header::SEC_WEBSOCKET_VERSION,
+                HeaderValue::from_static("13"),
+            );
             return response;
         }
         tokio::spawn(async move {
             match hyper::upgrade::on(request).await {
-                Ok(upgraded) => connection::serve(Arc::clone(&self.hub), TokioIo::new(upgraded), self.stop.clone()).await,
+                Ok(upgraded) => {
+                    connection::serve(
+                        Arc::clone(&self.hub),
+                        TokioIo::new(upgraded),
+                        self.stop.clone(),
+                    )
+                    .await
+                }
                 Err(error) => tracing::debug!(%error, "a client's upgrade failed"),
             }
             drop(self);
@@ -164,7 +216,11 @@ fn respond(status: StatusCode, content_type: &'static str, body: String) -> Resp
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     // NIP-11: web clients read the document from other origins.
-    for name in [header::ACCESS_CONTROL_ALLOW_ORIGIN, header::ACCESS_CONTROL_ALLOW_HEADERS, header::ACCESS_CONTROL_ALLOW_METHODS] {
+    for name in [
+        header::ACCESS_CONTROL_ALLOW_ORIGIN,
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        header::ACCESS_CONTROL_ALLOW_METHODS,
+    ] {
         headers.insert(name, HeaderValue::from_static("*"));
     }
     response
@@ -177,10 +233,11 @@ fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
-        .any(|part| part.split(';').next().unwrap_or(part).trim().eq_ignore_ascii_case(token))
-}
-
-/// Binds the listener so that a relay that restarts gets its port back at once.
-pub(crate) async fn bind(address: std::net::SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await
+        .any(|part| {
+            part.split(';')
+                .next()
+                .unwrap_or(part)
+                .trim()
+                .eq_ignore_ascii_case(token)
+        })
 }

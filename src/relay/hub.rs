@@ -71,14 +71,24 @@ impl Hub {
         };
         if verdict == Ok("") {
             let delivered = state.subscriptions.deliver(&record);
-            self.counters.events_delivered.fetch_add(delivered, Ordering::Relaxed);
+            self.counters
+                .events_delivered
+                .fetch_add(delivered, Ordering::Relaxed);
         }
         match (verdict, permit) {
             (Ok(note), Some(permit)) if keeping(record.kind) != Keeping::Ephemeral => {
-                self.counters.events_accepted.fetch_add(1, Ordering::Relaxed);
+                self.counters
+                    .events_accepted
+                    .fetch_add(1, Ordering::Relaxed);
                 let held = state.memory.contains(&record.id).then_some(record.id);
                 let id = record.id;
-                permit.send(Entry { record: note.is_empty().then_some(record), held, id, note, outbox: Arc::clone(outbox) });
+                permit.send(Entry {
+                    record: note.is_empty().then_some(record),
+                    held,
+                    id,
+                    note,
+                    outbox: Arc::clone(outbox),
+                });
             }
             (verdict, _) => self.answer(&record, outbox, verdict),
         }
@@ -89,21 +99,35 @@ impl Hub {
             Ok(note) => (true, note),
             Err(note) => (false, note),
         };
-        let counter = if accepted { &self.counters.events_accepted } else { &self.counters.events_refused };
+        let counter = if accepted {
+            &self.counters.events_accepted
+        } else {
+            &self.counters.events_refused
+        };
         counter.fetch_add(1, Ordering::Relaxed);
-        outbox.push(Outgoing::Text(ok_message(&hex::encode(record.id), accepted, note)));
+        outbox.push(Outgoing::Text(ok_message(
+            &hex::encode(record.id),
+            accepted,
+            note,
+        )));
     }
 
     /// Queues the stored events and EOSE, and subscribes to what comes after, in one step. The key ends the subscription.
     pub(crate) fn subscribe(&self, subscription: Subscription, eose: String) -> u64 {
         let mut state = lock(&self.state);
         let records = self.query(&mut state, &subscription.filters, &subscription.readers);
-        subscription.outbox.push(Outgoing::Answer { prefix: Arc::clone(&subscription.prefix), records, eose });
+        subscription.outbox.push(Outgoing::Answer {
+            prefix: Arc::clone(&subscription.prefix),
+            records,
+            eose,
+        });
         state.subscriptions.add(subscription)
     }
 
     fn query(&self, state: &mut State, filters: &[Filter], readers: &Readers) -> Vec<Arc<Record>> {
-        let mut records = state.memory.query(filters, self.config.limits.max_query_events, now_s());
+        let mut records = state
+            .memory
+            .query(filters, self.config.limits.max_query_events, now_s());
         records.retain(|record| visible(record, readers));
         records
     }
@@ -124,7 +148,11 @@ impl Hub {
     pub(crate) fn stats(&self) -> RelayStats {
         let (subscriptions, events_stored, stored_bytes) = {
             let state = lock(&self.state);
-            (state.subscriptions.len(), state.memory.len(), state.memory.bytes())
+            (
+                state.subscriptions.len(),
+                state.memory.len(),
+                state.memory.bytes(),
+            )
         };
         RelayStats {
             connections: self.counters.connections.load(Ordering::Relaxed),
@@ -144,7 +172,9 @@ fn verdict(admission: Admission) -> Result<&'static str, &'static str> {
     match admission {
         Admission::Kept => Ok(""),
         Admission::Duplicate => Ok("duplicate: already have this event"),
-        Admission::Superseded => Ok("duplicate: a newer version of this replaceable event is stored"),
+        Admission::Superseded => {
+            Ok("duplicate: a newer version of this replaceable event is stored")
+        }
         Admission::Deleted => Err("blocked: deleted by its owner"),
         Admission::Expired => Err("invalid: the event has expired"),
         Admission::Full => Err("error: store full; send it again later or to another relay"),
@@ -153,10 +183,15 @@ fn verdict(admission: Admission) -> Result<&'static str, &'static str> {
 
 /// An OK message (NIP-01); `id` is hex.
 pub(crate) fn ok_message(id: &str, accepted: bool, note: &str) -> String {
-    format!(r#"["OK","{id}",{accepted},{}]"#, serde_json::Value::from(note))
+    format!(
+        r#"["OK","{id}",{accepted},{}]"#,
+        serde_json::Value::from(note)
+    )
 }
 
 /// Seconds since 1970.
 pub(crate) fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }

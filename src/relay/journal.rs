@@ -50,38 +50,58 @@ pub(crate) struct Journal {
 impl Journal {
     /// Opens the file (creates it), loads what is alive into `memory` and rewrites the file without the rest.
     pub(crate) fn open(path: &Path, memory: &mut Memory, now_s: u64) -> Result<Self, RelayError> {
-        let failed = |source| RelayError::Data { path: path.to_owned(), source };
+        let failed = |source| RelayError::Data {
+            path: path.to_owned(),
+            source,
+        };
         let guard = File::create(with_suffix(path, "lock")).map_err(failed)?;
-        guard.try_lock().map_err(|_| RelayError::DataInUse { path: path.to_owned() })?;
+        guard.try_lock().map_err(|_| RelayError::DataInUse {
+            path: path.to_owned(),
+        })?;
         let (unloaded_events, good_bytes) = load(path, memory, now_s).map_err(failed)?;
-        let mut file = OpenOptions::new().create(true).append(true).open(path).map_err(failed)?;
+        let mut file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .map_err(failed)?;
         file.set_len(good_bytes).map_err(failed)?;
         let mut file_bytes = good_bytes;
         if unloaded_events == 0 {
             (file, file_bytes) = rewrite(path, &memory.snapshot()).map_err(failed)?;
         }
-        Ok(Self { path: path.to_owned(), file, file_bytes, unloaded_events, _guard: guard })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            file_bytes,
+            unloaded_events,
+            _guard: guard,
+        })
     }
 
     /// Starts the writing thread. It ends, and says so, once every sender is dropped and the queue is on disk.
-    pub(crate) fn start(mut self, state: SharedState) -> io::Result<(mpsc::Sender<Entry>, oneshot::Receiver<()>)> {
+    pub(crate) fn start(
+        mut self,
+        state: SharedState,
+    ) -> io::Result<(mpsc::Sender<Entry>, oneshot::Receiver<()>)> {
         let (sender, mut receiver) = mpsc::channel::<Entry>(QUEUE_ENTRIES);
         let (ended, end) = oneshot::channel();
-        std::thread::Builder::new().name("relay-journal".into()).spawn(move || {
-            while let Some(first) = receiver.blocking_recv() {
-                let mut batch = vec![first];
-                while batch.len() < BATCH_ENTRIES
-                    && let Ok(entry) = receiver.try_recv()
-                {
-                    batch.push(entry);
+        std::thread::Builder::new()
+            .name("relay-journal".into())
+            .spawn(move || {
+                while let Some(first) = receiver.blocking_recv() {
+                    let mut batch = vec![first];
+                    while batch.len() < BATCH_ENTRIES
+                        && let Ok(entry) = receiver.try_recv()
+                    {
+                        batch.push(entry);
+                    }
+                    let written = self.append(&batch);
+                    settle(batch, written, &state);
+                    self.tidy(&state);
                 }
-                let written = self.append(&batch);
-                settle(batch, written, &state);
-                self.tidy(&state);
-            }
-            drop(self);
-            let _ = ended.send(());
-        })?;
+                drop(self);
+                let _ = ended.send(());
+            })?;
         Ok((sender, end))
     }
 
@@ -95,7 +115,10 @@ impl Journal {
         if lines.is_empty() {
             return Ok(());
         }
-        let written = self.file.write_all(&lines).and_then(|()| self.file.sync_data());
+        let written = self
+            .file
+            .write_all(&lines)
+            .and_then(|()| self.file.sync_data());
         match &written {
             Ok(()) => self.file_bytes += lines.len() as u64,
             Err(error) => {
@@ -119,7 +142,9 @@ impl Journal {
         };
         match rewrite(&self.path, &records) {
             Ok((file, file_bytes)) => (self.file, self.file_bytes) = (file, file_bytes),
-            Err(error) => tracing::warn!(path = %self.path.display(), %error, "the relay could not shrink its file"),
+            Err(error) => {
+                tracing::warn!(path = %self.path.display(), %error, "the relay could not shrink its file")
+            }
         }
     }
 }
@@ -128,7 +153,11 @@ impl Journal {
 fn settle(batch: Vec<Entry>, written: io::Result<()>, state: &SharedState) {
     let mut state = lock(state);
     if written.is_err() {
-        for id in batch.iter().filter_map(|entry| entry.record.as_ref()).map(|record| record.id) {
+        for id in batch
+            .iter()
+            .filter_map(|entry| entry.record.as_ref())
+            .map(|record| record.id)
+        {
             state.memory.remove(&id);
         }
     }
@@ -139,8 +168,16 @@ fn settle(batch: Vec<Entry>, written: io::Result<()>, state: &SharedState) {
         } else {
             entry.held.is_some_and(|id| !state.memory.contains(&id))
         };
-        let (stored, note) = if lost { (false, "error: the event could not be stored; send it again") } else { (true, entry.note) };
-        entry.outbox.push(Outgoing::Text(ok_message(&hex::encode(entry.id), stored, note)));
+        let (stored, note) = if lost {
+            (false, "error: the event could not be stored; send it again")
+        } else {
+            (true, entry.note)
+        };
+        entry.outbox.push(Outgoing::Text(ok_message(
+            &hex::encode(entry.id),
+            stored,
+            note,
+        )));
     }
 }
 
@@ -161,7 +198,12 @@ fn load(path: &Path, memory: &mut Memory, now_s: u64) -> io::Result<(usize, u64)
         }
         good_bytes += read as u64;
         // The signature was checked when the event came; the id tells whether the line is still what was written.
-        match serde_json::from_slice::<Event>(&line).ok().filter(Event::verify_id).as_ref().and_then(Record::new) {
+        match serde_json::from_slice::<Event>(&line)
+            .ok()
+            .filter(Event::verify_id)
+            .as_ref()
+            .and_then(Record::new)
+        {
             Some(record) => {
                 if memory.insert(&Arc::new(record), now_s) == Admission::Full {
                     unloaded += 1;
@@ -186,9 +228,15 @@ fn rewrite(path: &Path, records: &[Arc<Record>]) -> io::Result<(File, u64)> {
         writer.write_all(b"\n")?;
         bytes += record.json.len() as u64 + 1;
     }
-    writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+    writer
+        .into_inner()
+        .map_err(io::IntoInnerError::into_error)?
+        .sync_all()?;
     std::fs::rename(&next_path, path)?;
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+    if let Some(folder) = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+    {
         File::open(folder)?.sync_all()?;
     }
     Ok((OpenOptions::new().append(true).open(path)?, bytes))

@@ -53,7 +53,11 @@ pub(crate) struct Memory {
 
 impl Memory {
     pub(crate) fn new(max_events: usize, max_bytes: usize) -> Self {
-        Self { max_events, max_bytes, ..Self::default() }
+        Self {
+            max_events,
+            max_bytes,
+            ..Self::default()
+        }
     }
 
     /// Events held.
@@ -86,18 +90,31 @@ impl Memory {
         if record.is_expired(now_s) {
             return Admission::Expired;
         }
-        if self.deleted.get(&record.id).is_some_and(|by| by.iter().any(|author| record.belongs_to(author))) {
+        if self
+            .deleted
+            .get(&record.id)
+            .is_some_and(|by| by.iter().any(|author| record.belongs_to(author)))
+        {
             return Admission::Deleted;
         }
         let address = address(record);
-        let replaced = address.as_ref().and_then(|a| self.by_address.get(a)).and_then(|id| self.by_id.get(id)).cloned();
-        if replaced.as_ref().is_some_and(|held| order(held) < order(record)) {
+        let replaced = address
+            .as_ref()
+            .and_then(|a| self.by_address.get(a))
+            .and_then(|id| self.by_id.get(id))
+            .cloned();
+        if replaced
+            .as_ref()
+            .is_some_and(|held| order(held) < order(record))
+        {
             return Admission::Superseded;
         }
         if record.kind == KIND_DELETION {
             self.delete_named_by(record);
         }
-        let (freed_events, freed_bytes) = replaced.as_ref().map_or((0, 0), |held| (1, held.cost_bytes()));
+        let (freed_events, freed_bytes) = replaced
+            .as_ref()
+            .map_or((0, 0), |held| (1, held.cost_bytes()));
         if self.by_id.len() - freed_events >= self.max_events
             || (self.bytes - freed_bytes).saturating_add(record.cost_bytes()) > self.max_bytes
         {
@@ -113,9 +130,15 @@ impl Memory {
     fn add(&mut self, record: &Arc<Record>, address: Option<Address>) {
         let entry = (record.kind, Reverse(record.created_at_s), record.id);
         for (letter, value) in &record.tags {
-            self.by_tag.entry((*letter, value.clone())).or_default().insert(entry);
+            self.by_tag
+                .entry((*letter, value.clone()))
+                .or_default()
+                .insert(entry);
         }
-        self.by_author.entry(record.author).or_default().insert(entry);
+        self.by_author
+            .entry(record.author)
+            .or_default()
+            .insert(entry);
         self.by_kind.insert(entry);
         if let Some(address) = address {
             self.by_address.insert(address, record.id);
@@ -134,7 +157,9 @@ impl Memory {
 
     /// Forgets one event, whoever asks: the caller has decided.
     pub(crate) fn remove(&mut self, id: &Bytes32) {
-        let Some(record) = self.by_id.remove(id) else { return };
+        let Some(record) = self.by_id.remove(id) else {
+            return;
+        };
         let entry = (record.kind, Reverse(record.created_at_s), record.id);
         for (letter, value) in &record.tags {
             prune(&mut self.by_tag, &(*letter, value.clone()), |run| {
@@ -180,19 +205,34 @@ impl Memory {
     /// NIP-09: what a deletion names goes, if it belongs to who deletes; a deletion itself cannot be deleted.
     fn delete_named_by(&mut self, deletion: &Record) {
         for id in ids_named_by(deletion) {
-            if self.by_id.get(&id).is_some_and(|held| held.kind != KIND_DELETION && held.belongs_to(&deletion.author)) {
+            if self
+                .by_id
+                .get(&id)
+                .is_some_and(|held| held.kind != KIND_DELETION && held.belongs_to(&deletion.author))
+            {
                 self.remove(&id);
             }
         }
         for named in deletion.tag_values(b'a') {
             let mut parts = named.splitn(3, ':');
-            let (Some(kind), Some(author), Some(d)) = (parts.next(), parts.next(), parts.next()) else { continue };
-            let Ok(kind) = kind.parse::<u16>() else { continue };
+            let (Some(kind), Some(author), Some(d)) = (parts.next(), parts.next(), parts.next())
+            else {
+                continue;
+            };
+            let Ok(kind) = kind.parse::<u16>() else {
+                continue;
+            };
             if author != hex::encode(deletion.author) {
                 continue;
             }
-            if let Some(id) = self.by_address.get(&(kind, deletion.author, d.into())).copied()
-                && self.by_id.get(&id).is_some_and(|held| held.created_at_s <= deletion.created_at_s)
+            if let Some(id) = self
+                .by_address
+                .get(&(kind, deletion.author, d.into()))
+                .copied()
+                && self
+                    .by_id
+                    .get(&id)
+                    .is_some_and(|held| held.created_at_s <= deletion.created_at_s)
             {
                 self.remove(&id);
             }
@@ -200,11 +240,18 @@ impl Memory {
     }
 
     /// The events that match any of the filters, newest first, each filter cut to its own limit and to `max_limit`.
-    pub(crate) fn query(&mut self, filters: &[Filter], max_limit: usize, now_s: u64) -> Vec<Arc<Record>> {
+    pub(crate) fn query(
+        &mut self,
+        filters: &[Filter],
+        max_limit: usize,
+        now_s: u64,
+    ) -> Vec<Arc<Record>> {
         self.sweep(now_s);
         let mut found = BTreeMap::new();
         for filter in filters {
-            found.append(&mut self.query_one(filter, filter.limit.unwrap_or(max_limit).min(max_limit)));
+            found.append(
+                &mut self.query_one(filter, filter.limit.unwrap_or(max_limit).min(max_limit)),
+            );
         }
         found.into_values().collect()
     }
@@ -222,21 +269,36 @@ impl Memory {
     /// Walks the narrowest index the filter allows: ids, then a tag, then authors, then kinds.
     fn query_one(&self, filter: &Filter, limit: usize) -> BTreeMap<Order, Arc<Record>> {
         let mut found = BTreeMap::new();
-        let empty = filter.since_s.zip(filter.until_s).is_some_and(|(since, until)| since > until);
+        let empty = filter
+            .since_s
+            .zip(filter.until_s)
+            .is_some_and(|(since, until)| since > until);
         if limit == 0 || empty {
             return found;
         }
         if let Some(ids) = &filter.ids {
-            for record in ids.iter().filter_map(|id| self.by_id.get(id)).filter(|record| filter.matches(record)) {
+            for record in ids
+                .iter()
+                .filter_map(|id| self.by_id.get(id))
+                .filter(|record| filter.matches(record))
+            {
                 found.insert(order(record), Arc::clone(record));
                 cut(&mut found, limit);
             }
-        } else if let Some((letter, values)) = filter.tags.iter().min_by_key(|(_, values)| values.len()) {
-            for run in values.iter().filter_map(|value| self.by_tag.get(&(*letter, value.as_str().into()))) {
+        } else if let Some((letter, values)) =
+            filter.tags.iter().min_by_key(|(_, values)| values.len())
+        {
+            for run in values
+                .iter()
+                .filter_map(|value| self.by_tag.get(&(*letter, value.as_str().into())))
+            {
                 self.walk(run, filter, limit, &mut found);
             }
         } else if let Some(authors) = &filter.authors {
-            for run in authors.iter().filter_map(|author| self.by_author.get(author)) {
+            for run in authors
+                .iter()
+                .filter_map(|author| self.by_author.get(author))
+            {
                 self.walk(run, filter, limit, &mut found);
             }
         } else {
@@ -245,7 +307,13 @@ impl Memory {
         found
     }
 
-    fn walk(&self, run: &Run, filter: &Filter, limit: usize, found: &mut BTreeMap<Order, Arc<Record>>) {
+    fn walk(
+        &self,
+        run: &Run,
+        filter: &Filter,
+        limit: usize,
+        found: &mut BTreeMap<Order, Arc<Record>>,
+    ) {
         let newest = Reverse(filter.until_s.unwrap_or(u64::MAX));
         let oldest = Reverse(filter.since_s.unwrap_or(0));
         let mut one_kind = |kind: u16| {
@@ -266,7 +334,12 @@ impl Memory {
         let mut next = run.first();
         while let Some((kind, _, _)) = next.copied() {
             one_kind(kind);
-            next = run.range((Bound::Excluded((kind, Reverse(0), [0xff; 32])), Bound::Unbounded)).next();
+            next = run
+                .range((
+                    Bound::Excluded((kind, Reverse(0), [0xff; 32])),
+                    Bound::Unbounded,
+                ))
+                .next();
         }
     }
 }
@@ -278,7 +351,11 @@ fn cut(found: &mut BTreeMap<Order, Arc<Record>>, limit: usize) {
 }
 
 /// Changes one entry and drops it once it is empty, so that foreign names leave nothing behind.
-fn prune<K: std::hash::Hash + Eq, V>(map: &mut HashMap<K, V>, key: &K, change: impl FnOnce(&mut V) -> bool) {
+fn prune<K: std::hash::Hash + Eq, V>(
+    map: &mut HashMap<K, V>,
+    key: &K,
+    change: impl FnOnce(&mut V) -> bool,
+) {
     if map.get_mut(key).is_some_and(change) {
         map.remove(key);
     }
@@ -291,7 +368,11 @@ fn order(record: &Record) -> Order {
 fn address(record: &Record) -> Option<Address> {
     match keeping(record.kind) {
         Keeping::Replaceable => Some((record.kind, record.author, "".into())),
-        Keeping::Addressable => Some((record.kind, record.author, record.tag_values(b'd').next().unwrap_or("").into())),
+        Keeping::Addressable => Some((
+            record.kind,
+            record.author,
+            record.tag_values(b'd').next().unwrap_or("").into(),
+        )),
         Keeping::Regular | Keeping::Ephemeral => None,
     }
 }
@@ -307,131 +388,4 @@ fn ids_named_by(deletion: &Record) -> Vec<Bytes32> {
 }
 
 #[cfg(test)]
-mod tests {
-    //! A full memory keeps what it has; what a filter asks for is what comes back, in order; nothing expired or deleted comes back.
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-    use super::*;
-    use serde_json::json;
-
-    fn record(n: u8, kind: u16, created_at_s: u64, tags: &[(u8, &str)]) -> Arc<Record> {
-        Arc::new(Record {
-            id: [n; 32],
-            author: [1; 32],
-            kind,
-            created_at_s,
-            expires_at_s: None,
-            tags: tags.iter().map(|(l, v)| (*l, (*v).into())).collect(),
-            protected: false,
-            json: "{}".into(),
-        })
-    }
-
-    fn by(author: u8, record: Arc<Record>) -> Arc<Record> {
-        let mut record = Arc::into_inner(record).unwrap();
-        record.author = [author; 32];
-        Arc::new(record)
-    }
-
-    fn expiring(at_s: u64, record: Arc<Record>) -> Arc<Record> {
-        let mut record = Arc::into_inner(record).unwrap();
-        record.expires_at_s = Some(at_s);
-        Arc::new(record)
-    }
-
-    fn ask(memory: &mut Memory, filter: serde_json::Value) -> Vec<u8> {
-        ask_at(memory, filter, 0)
-    }
-
-    fn ask_at(memory: &mut Memory, filter: serde_json::Value, now_s: u64) -> Vec<u8> {
-        let filter = Filter::parse(&filter, 100).unwrap();
-        memory.query(&[filter], 500, now_s).iter().map(|r| r.id[0]).collect()
-    }
-
-    #[test]
-    fn full_refuses_the_newest_by_count_and_by_bytes() {
-        let mut memory = Memory::new(2, usize::MAX);
-        assert_eq!(memory.insert(&record(1, 1, 10, &[]), 0), Admission::Kept);
-        assert_eq!(memory.insert(&record(2, 1, 20, &[]), 0), Admission::Kept);
-        assert_eq!(memory.insert(&record(3, 1, 30, &[]), 0), Admission::Full);
-        assert_eq!(ask(&mut memory, json!({})), [2, 1]);
-        let cost = record(1, 1, 10, &[]).cost_bytes();
-        let mut memory = Memory::new(100, 2 * cost);
-        for n in 1..=2 {
-            assert_eq!(memory.insert(&record(n, 1, 10, &[]), 0), Admission::Kept);
-        }
-        assert_eq!(memory.insert(&record(3, 1, 30, &[]), 0), Admission::Full);
-        memory.remove(&[1; 32]);
-        assert_eq!(memory.bytes(), cost);
-        assert_eq!(memory.insert(&record(3, 1, 30, &[]), 0), Admission::Kept);
-    }
-
-    #[test]
-    fn expired_makes_room_and_is_never_served() {
-        let mut memory = Memory::new(1, usize::MAX);
-        assert_eq!(memory.insert(&expiring(100, record(1, 1, 10, &[])), 99), Admission::Kept);
-        assert_eq!(ask_at(&mut memory, json!({}), 99), [1]);
-        assert_eq!(ask_at(&mut memory, json!({"ids": [hex::encode([1; 32])]}), 100), [0_u8; 0]);
-        assert_eq!(memory.len(), 0);
-        assert_eq!(memory.insert(&expiring(100, record(1, 1, 10, &[])), 100), Admission::Expired);
-        assert_eq!(memory.insert(&record(2, 1, 10, &[]), 100), Admission::Kept);
-    }
-
-    #[test]
-    fn filters_choose_by_every_field_newest_first() {
-        let mut memory = Memory::new(100, usize::MAX);
-        for (n, kind, at) in [(1, 1059, 10), (2, 1059, 30), (3, 1, 20), (4, 1059, 30), (5, 7, 40)] {
-            let p = if n == 3 { "bob" } else { "alice" };
-            assert_eq!(memory.insert(&by(n % 2, record(n, kind, at, &[(b'p', p)])), 0), Admission::Kept);
-        }
-        assert_eq!(ask(&mut memory, json!({})), [5, 2, 4, 3, 1]);
-        assert_eq!(ask(&mut memory, json!({"kinds": [1059]})), [2, 4, 1]);
-        assert_eq!(ask(&mut memory, json!({"kinds": [1059], "#p": ["alice"], "limit": 1})), [2]);
-        assert_eq!(ask(&mut memory, json!({"#p": ["alice", "bob"], "until": 30, "since": 20})), [2, 4, 3]);
-        assert_eq!(ask(&mut memory, json!({"#p": ["alice"], "limit": 2})), [5, 2]);
-        assert_eq!(ask(&mut memory, json!({"authors": [hex::encode([1; 32])], "kinds": [1, 7]})), [5, 3]);
-        assert_eq!(ask(&mut memory, json!({"ids": [hex::encode([3; 32]), hex::encode([9; 32])]})), [3]);
-        assert_eq!(ask(&mut memory, json!({"#p": []})), [0_u8; 0]);
-        assert_eq!(ask(&mut memory, json!({"limit": 0})), [0_u8; 0]);
-        assert_eq!(ask(&mut memory, json!({"since": 30, "until": 20})), [0_u8; 0]);
-        assert_eq!(memory.count(&[Filter { limit: Some(1), ..Filter::default() }], 0), 5);
-    }
-
-    #[test]
-    fn replaceable_keeps_the_newest_even_when_full() {
-        let mut memory = Memory::new(2, usize::MAX);
-        assert_eq!(memory.insert(&record(1, 10_002, 10, &[]), 0), Admission::Kept);
-        assert_eq!(memory.insert(&record(2, 31_990, 10, &[(b'd', "x")]), 0), Admission::Kept);
-        assert_eq!(memory.insert(&record(3, 31_990, 11, &[(b'd', "y")]), 0), Admission::Full);
-        assert_eq!(memory.insert(&record(4, 31_990, 11, &[(b'd', "x")]), 0), Admission::Kept);
-        assert_eq!(memory.insert(&record(5, 10_002, 9, &[]), 0), Admission::Superseded);
-        assert_eq!(ask(&mut memory, json!({})), [4, 1]);
-    }
-
-    #[test]
-    fn only_author_or_recipient_deletes() {
-        let wrap = || by(7, record(1, 1059, 10, &[(b'p', &hex::encode([2; 32]))]));
-        let name = hex::encode([1; 32]);
-        let mut memory = Memory::new(9, usize::MAX);
-        assert_eq!(memory.insert(&wrap(), 0), Admission::Kept);
-        memory.insert(&by(3, record(20, 5, 11, &[(b'e', &name)])), 0);
-        assert_eq!(ask(&mut memory, json!({"kinds": [1059]})), [1], "a stranger's deletion does nothing");
-        memory.insert(&by(2, record(21, 5, 11, &[(b'e', &name)])), 0);
-        assert_eq!(ask(&mut memory, json!({"kinds": [1059]})), [0_u8; 0]);
-        assert_eq!(memory.insert(&wrap(), 0), Admission::Deleted);
-        memory.remove(&[21; 32]);
-        assert_eq!(memory.insert(&wrap(), 0), Admission::Kept);
-    }
-
-    #[test]
-    fn nothing_is_left_behind_by_removed_events() {
-        let mut memory = Memory::new(9, usize::MAX);
-        memory.insert(&expiring(9, record(1, 30_000, 10, &[(b'p', "a"), (b'd', "x")])), 0);
-        memory.insert(&record(2, 5, 10, &[(b'e', &hex::encode([8; 32]))]), 0);
-        memory.remove(&[1; 32]);
-        memory.remove(&[2; 32]);
-        assert!(memory.by_tag.is_empty() && memory.by_author.is_empty() && memory.by_kind.is_empty());
-        assert!(memory.by_address.is_empty() && memory.by_expiry.is_empty() && memory.deleted.is_empty());
-        assert_eq!((memory.len(), memory.bytes()), (0, 0));
-    }
-}
+mod tests;

@@ -18,9 +18,16 @@ pub(crate) enum Outgoing {
     /// A complete message.
     Text(String),
     /// A new event for a live subscription, whose `["EVENT",<id>,` is `prefix`.
-    Live { prefix: Arc<str>, record: Arc<Record> },
+    Live {
+        prefix: Arc<str>,
+        record: Arc<Record>,
+    },
     /// The stored events of a REQ, shared with the memory, then EOSE. Written one at a time, so it costs little while it waits.
-    Answer { prefix: Arc<str>, records: Vec<Arc<Record>>, eose: String },
+    Answer {
+        prefix: Arc<str>,
+        records: Vec<Arc<Record>>,
+        eose: String,
+    },
     /// A WebSocket ping.
     Ping,
 }
@@ -31,7 +38,9 @@ impl Outgoing {
             + match self {
                 Self::Text(text) => text.len(),
                 Self::Live { record, .. } => record.json.len(),
-                Self::Answer { records, eose, .. } => records.len() * size_of::<Arc<Record>>() + eose.len(),
+                Self::Answer { records, eose, .. } => {
+                    records.len() * size_of::<Arc<Record>>() + eose.len()
+                }
                 Self::Ping => 0,
             }
     }
@@ -68,7 +77,12 @@ impl Outbox {
             return false;
         }
         let cost = outgoing.cost_bytes();
-        if self.waiting_bytes.fetch_add(cost, Ordering::AcqRel).saturating_add(cost) > self.max_waiting_bytes {
+        if self
+            .waiting_bytes
+            .fetch_add(cost, Ordering::AcqRel)
+            .saturating_add(cost)
+            > self.max_waiting_bytes
+        {
             self.overflowed.store(true, Ordering::Release);
             self.overflow.notify_one();
             return false;

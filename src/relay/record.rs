@@ -54,11 +54,17 @@ impl Record {
         let mut protected = false;
         for tag in event.tags.iter() {
             let parts = tag.as_slice();
-            let (Some(name), value) = (parts.first(), parts.get(1)) else { continue };
+            let (Some(name), value) = (parts.first(), parts.get(1)) else {
+                continue;
+            };
             match (name.as_bytes(), value) {
-                ([letter], Some(value)) if letter.is_ascii_alphabetic() => tags.push((*letter, value.as_str().into())),
+                ([letter], Some(value)) if letter.is_ascii_alphabetic() => {
+                    tags.push((*letter, value.as_str().into()))
+                }
                 (b"-", None) => protected = true,
-                (b"expiration", Some(value)) if expires_at_s.is_none() => expires_at_s = value.parse().ok(),
+                (b"expiration", Some(value)) if expires_at_s.is_none() => {
+                    expires_at_s = value.parse().ok()
+                }
                 _ => {}
             }
         }
@@ -76,17 +82,25 @@ impl Record {
 
     /// The values of all tags of one letter.
     pub(crate) fn tag_values(&self, letter: u8) -> impl Iterator<Item = &str> {
-        self.tags.iter().filter(move |(l, _)| *l == letter).map(|(_, value)| value.as_ref())
+        self.tags
+            .iter()
+            .filter(move |(l, _)| *l == letter)
+            .map(|(_, value)| value.as_ref())
     }
 
     /// Whether `author` is its author or named by one of its `p` tags (NIP-59: the recipient owns a gift wrap).
     pub(crate) fn belongs_to(&self, author: &Bytes32) -> bool {
-        self.author == *author || (self.kind == 1059 && self.tag_values(b'p').any(|p| p == hex::encode(author)))
+        self.author == *author
+            || (self.kind == 1059 && self.tag_values(b'p').any(|p| p == hex::encode(author)))
     }
 
     /// What it counts against the limit in bytes.
     pub(crate) fn cost_bytes(&self) -> usize {
-        let tags: usize = self.tags.iter().map(|(_, value)| value.len() + OVERHEAD_TAG_BYTES).sum();
+        let tags: usize = self
+            .tags
+            .iter()
+            .map(|(_, value)| value.len() + OVERHEAD_TAG_BYTES)
+            .sum();
         self.json.len() + tags + OVERHEAD_BYTES
     }
 
@@ -121,10 +135,14 @@ impl Filter {
                 "kinds" => filter.kinds = Some(kind_list(list(key, value, max_values)?)?),
                 "since" => filter.since_s = Some(number(key, value)?),
                 "until" => filter.until_s = Some(number(key, value)?),
-                "limit" => filter.limit = Some(usize::try_from(number(key, value)?).unwrap_or(usize::MAX)),
+                "limit" => {
+                    filter.limit = Some(usize::try_from(number(key, value)?).unwrap_or(usize::MAX))
+                }
                 name => {
                     if let [b'#', letter] = name.as_bytes() {
-                        filter.tags.push((*letter, text_list(key, value, max_values)?));
+                        filter
+                            .tags
+                            .push((*letter, text_list(key, value, max_values)?));
                     }
                 }
             }
@@ -134,31 +152,51 @@ impl Filter {
 
     /// Whether the event matches everything but `limit`.
     pub(crate) fn matches(&self, record: &Record) -> bool {
-        self.since_s.is_none_or(|since| record.created_at_s >= since)
-            && self.until_s.is_none_or(|until| record.created_at_s <= until)
-            && self.kinds.as_ref().is_none_or(|kinds| kinds.contains(&record.kind))
-            && self.authors.as_ref().is_none_or(|authors| authors.contains(&record.author))
-            && self.ids.as_ref().is_none_or(|ids| ids.contains(&record.id))
+        self.since_s
+            .is_none_or(|since| record.created_at_s >= since)
             && self
-                .tags
-                .iter()
-                .all(|(letter, wanted)| record.tag_values(*letter).any(|value| wanted.iter().any(|w| w == value)))
+                .until_s
+                .is_none_or(|until| record.created_at_s <= until)
+            && self
+                .kinds
+                .as_ref()
+                .is_none_or(|kinds| kinds.contains(&record.kind))
+            && self
+                .authors
+                .as_ref()
+                .is_none_or(|authors| authors.contains(&record.author))
+            && self.ids.as_ref().is_none_or(|ids| ids.contains(&record.id))
+            && self.tags.iter().all(|(letter, wanted)| {
+                record
+                    .tag_values(*letter)
+                    .any(|value| wanted.iter().any(|w| w == value))
+            })
     }
 
     /// The values asked for under one tag letter, if the filter names that letter.
     pub(crate) fn tag(&self, letter: u8) -> Option<&[String]> {
-        self.tags.iter().find(|(l, _)| *l == letter).map(|(_, values)| values.as_slice())
+        self.tags
+            .iter()
+            .find(|(l, _)| *l == letter)
+            .map(|(_, values)| values.as_slice())
     }
 }
 
 fn number(key: &str, value: &Value) -> Result<u64, String> {
-    value.as_u64().ok_or_else(|| format!("`{key}` is a whole number, not negative"))
+    value
+        .as_u64()
+        .ok_or_else(|| format!("`{key}` is a whole number, not negative"))
 }
 
 fn list<'a>(key: &str, value: &'a Value, max_values: usize) -> Result<&'a [Value], String> {
-    let values = value.as_array().ok_or_else(|| format!("`{key}` is a list"))?;
+    let values = value
+        .as_array()
+        .ok_or_else(|| format!("`{key}` is a list"))?;
     if values.len() > max_values {
-        return Err(format!("`{key}` has {} values, at most {max_values} are allowed", values.len()));
+        return Err(format!(
+            "`{key}` has {} values, at most {max_values} are allowed",
+            values.len()
+        ));
     }
     Ok(values)
 }
@@ -166,7 +204,11 @@ fn list<'a>(key: &str, value: &'a Value, max_values: usize) -> Result<&'a [Value
 fn text_list(key: &str, value: &Value, max_values: usize) -> Result<Vec<String>, String> {
     list(key, value, max_values)?
         .iter()
-        .map(|v| v.as_str().map(str::to_owned).ok_or_else(|| format!("`{key}` is a list of strings")))
+        .map(|v| {
+            v.as_str()
+                .map(str::to_owned)
+                .ok_or_else(|| format!("`{key}` is a list of strings"))
+        })
         .collect()
 }
 
@@ -175,7 +217,8 @@ fn hex_list(key: &str, value: &Value, max_values: usize) -> Result<Vec<Bytes32>,
         .iter()
         .map(|text| {
             let mut bytes = [0; 32];
-            hex::decode_to_slice(text, &mut bytes).map_err(|_| format!("`{key}` holds 64 hex digits each"))?;
+            hex::decode_to_slice(text, &mut bytes)
+                .map_err(|_| format!("`{key}` holds 64 hex digits each"))?;
             Ok(bytes)
         })
         .collect()

@@ -15,7 +15,9 @@ pub(crate) type Readers = Option<Arc<BTreeSet<String>>>;
 /// Whether a connection may see an event at all.
 pub(crate) fn visible(record: &Record, readers: &Readers) -> bool {
     match readers {
-        Some(keys) if record.kind == KIND_GIFT_WRAP => record.tag_values(b'p').any(|p| keys.contains(p)),
+        Some(keys) if record.kind == KIND_GIFT_WRAP => {
+            record.tag_values(b'p').any(|p| keys.contains(p))
+        }
         _ => true,
     }
 }
@@ -67,15 +69,25 @@ impl Subscriptions {
     }
 
     pub(crate) fn remove(&mut self, key: u64) {
-        let Some(subscription) = self.by_key.remove(&key) else { return };
+        let Some(subscription) = self.by_key.remove(&key) else {
+            return;
+        };
         for filter in &subscription.filters {
             for value in filter.tag(b'p').unwrap_or_default() {
-                if self.by_p.get_mut(value).is_some_and(|keys| keys.remove(&key) && keys.is_empty()) {
+                if self
+                    .by_p
+                    .get_mut(value)
+                    .is_some_and(|keys| keys.remove(&key) && keys.is_empty())
+                {
                     self.by_p.remove(value);
                 }
             }
             for kind in filter.kinds.as_deref().unwrap_or_default() {
-                if self.by_kind.get_mut(kind).is_some_and(|keys| keys.remove(&key) && keys.is_empty()) {
+                if self
+                    .by_kind
+                    .get_mut(kind)
+                    .is_some_and(|keys| keys.remove(&key) && keys.is_empty())
+                {
                     self.by_kind.remove(kind);
                 }
             }
@@ -92,8 +104,16 @@ impl Subscriptions {
         candidates.extend(self.by_kind.get(&record.kind).into_iter().flatten());
         let mut delivered = 0;
         for subscription in candidates.iter().filter_map(|key| self.by_key.get(key)) {
-            if visible(record, &subscription.readers) && subscription.filters.iter().any(|filter| filter.matches(record)) {
-                let live = Outgoing::Live { prefix: Arc::clone(&subscription.prefix), record: Arc::clone(record) };
+            if visible(record, &subscription.readers)
+                && subscription
+                    .filters
+                    .iter()
+                    .any(|filter| filter.matches(record))
+            {
+                let live = Outgoing::Live {
+                    prefix: Arc::clone(&subscription.prefix),
+                    record: Arc::clone(record),
+                };
                 delivered += u64::from(subscription.outbox.push(live));
             }
         }

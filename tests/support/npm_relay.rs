@@ -1,4 +1,5 @@
 //! Starts the npm relay of `tests/npm-relay`, so that a test also runs against a relay that is not ours.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -32,15 +33,27 @@ impl NpmRelay {
             folder.display()
         );
         let mut command = Command::new("node");
-        command.arg(folder.join("relay.mjs")).args(["--port", &port.to_string()]);
+        command
+            .arg(folder.join("relay.mjs"))
+            .args(["--port", &port.to_string()]);
         if let Some(path) = data {
             command.arg("--data").arg(path);
         }
-        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("`node` (20 or later) starts");
+        let mut process = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("`node` (20 or later) starts");
         let mut line = String::new();
-        BufReader::new(process.stdout.take().expect("stdout is piped")).read_line(&mut line).expect("the relay says it is ready");
-        let ready: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("the npm relay did not start: {line:?}"));
-        Some(Self { url: ready["url"].as_str().expect("a url").to_owned(), process })
+        BufReader::new(process.stdout.take().expect("stdout is piped"))
+            .read_line(&mut line)
+            .expect("the relay says it is ready");
+        let ready: serde_json::Value = serde_json::from_str(&line)
+            .unwrap_or_else(|_| panic!("the npm relay did not start: {line:?}"));
+        Some(Self {
+            url: ready["url"].as_str().expect("a url").to_owned(),
+            process,
+        })
     }
 }
 
