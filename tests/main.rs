@@ -1,4 +1,11 @@
 //! Legion's tests: one binary, a module per promise.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod support {
+    #[cfg(feature = "relay")]
+    pub(crate) mod npm_relay;
+}
+
+#[cfg(feature = "relay")]
+mod relay;
 mod store;
