@@ -1,1 +1,2 @@
 //! The wire room.
+pub mod merkle;

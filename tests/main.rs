@@ -1,1 +1,3 @@
 //! tests
+#[cfg(feature = "labor")]
+mod labor;
