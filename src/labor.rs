@@ -1,1 +1,88 @@
-//! The labor room.
+//! The labor room: what does the work. Skills say what can be done and how it is cut into units; a worker process does the
+//! units; a supervisor starts, watches and ends that process. This is the only room that knows Burn (feature `labor`); it must
+//! not know peers, prices beyond a skill's default, tasks, the store or the network.
+//!
+//! Planning, aggregating and comparing are plain Rust and compile without Burn: a node that only hires can still check what it
+//! is given. Running units needs the feature and happens only in the worker process ([`worker_main`]).
+//!
+//! ```text
+//! node -> Supervisor (a thread of its own) == frames over stdin/stdout ==> worker process -> Skill -> Burn
+//! ```
+
+pub mod checkpoint;
+pub mod frames;
+pub mod skills;
+pub mod supervisor;
+#[cfg(feature = "labor")]
+pub(crate) mod worker;
+
+use std::process::ExitCode;
+
+pub use skills::{Plan, SkillError, SkillInfo};
+pub use supervisor::{
+    StartJob, Supervisor, SupervisorConfig, SupervisorHandle, WorkerClass, WorkerEvent,
+};
+
+/// What can go wrong in this room outside a job. A job's own failure arrives as [`WorkerEvent::Failed`] or
+/// [`WorkerEvent::Exited`] with its code.
+#[derive(Debug, thiserror::Error)]
+pub enum LaborError {
+    /// The supervisor's thread could not be started or prepared.
+    #[error(
+        "cannot start the worker's supervisor: {0}; check the process limits and the scratch directory"
+    )]
+    SupervisorStart(#[source] std::io::Error),
+    /// The supervisor was shut down; nothing can be started any more.
+    #[error("the worker's supervisor has ended; restart the node")]
+    SupervisorGone,
+    /// Bytes on the pipe that are no frame of the protocol.
+    #[error("not a frame of the worker protocol: {0}; the worker program does not fit this node")]
+    FrameInvalid(String),
+    /// A frame above [`frames::MAX_FRAME_BYTES`].
+    #[error(
+        "a frame of {length_bytes} bytes is over the limit of {limit_bytes}; make the job smaller"
+    )]
+    FrameTooLarge {
+        /// The length announced.
+        length_bytes: u64,
+        /// The most allowed.
+        limit_bytes: u64,
+    },
+    /// The pipe failed or ended inside a frame.
+    #[error("the pipe to the worker failed: {0}; the worker will be restarted")]
+    Pipe(#[from] std::io::Error),
+    /// A checkpoint that is corrupt or belongs to another job.
+    #[error("the checkpoint cannot be used: {0}; the job starts from nothing")]
+    CheckpointInvalid(&'static str),
+}
+
+impl LaborError {
+    /// The stable code that a person can search for.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::SupervisorStart(_) => "supervisor_start",
+            Self::SupervisorGone => "supervisor_gone",
+            Self::FrameInvalid(_) => "frame_invalid",
+            Self::FrameTooLarge { .. } => "frame_too_large",
+            Self::Pipe(_) => "worker_pipe",
+            Self::CheckpointInvalid(_) => "checkpoint_invalid",
+        }
+    }
+}
+
+/// The worker process: what the hidden subcommand `legion worker` runs. Reads frames on stdin until it ends.
+///
+/// `args` are the words after the subcommand: `--threads N` (default 1). Exit codes: 0 when stdin ended, 1 on a broken pipe or
+/// protocol, 2 on a wrong argument or without the feature `labor`.
+pub fn worker_main(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
+    #[cfg(feature = "labor")]
+    {
+        worker::main(args.into_iter().collect())
+    }
+    #[cfg(not(feature = "labor"))]
+    {
+        drop(args);
+        eprintln!("this build cannot work: it was made without the feature `labor`");
+        ExitCode::from(2)
+    }
+}

@@ -6,6 +6,8 @@ mod support {
     pub(crate) mod npm_relay;
 }
 
+#[cfg(feature = "labor")]
+mod labor;
 #[cfg(feature = "relay")]
 mod relay;
 mod store;

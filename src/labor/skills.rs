@@ -1,0 +1,196 @@
+//! The skills this node knows: what each takes, how it is cut into units, how unit results become one result, and when two
+//! results of one unit are the same. Everything here is plain Rust, pure, and the same on every node; only a [`UnitRunner`]
+//! (feature `labor`, worker process) computes. It must not know peers, awards or the store.
+//!
+//! To add a skill: one file beside `simulation.rs` that implements [`Skill`], and one line in [`registry`].
+
+pub mod simulation;
+
+use serde_json::Value;
+
+/// Why a skill refuses. `code` is stable, `message` says what is wrong and what would be right.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct SkillError {
+    /// `skill_unknown`, `input_invalid`, `units_invalid` or `compute_failed`.
+    pub code: &'static str,
+    /// For a person.
+    pub message: String,
+}
+
+impl SkillError {
+    /// The stable code that a person can search for.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    pub(crate) fn input(message: impl Into<String>) -> Self {
+        Self {
+            code: "input_invalid",
+            message: message.into(),
+        }
+    }
+
+    pub(crate) fn units(message: impl Into<String>) -> Self {
+        Self {
+            code: "units_invalid",
+            message: message.into(),
+        }
+    }
+
+    pub(crate) fn unknown(skill: &str) -> Self {
+        let known: Vec<&str> = registry().iter().map(|skill| skill.id()).collect();
+        Self {
+            code: "skill_unknown",
+            message: format!("no skill `{skill}` here; known: {}", known.join(", ")),
+        }
+    }
+}
+
+/// What a card says about a skill.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct SkillInfo {
+    /// The stable name, e.g. `simulation`.
+    pub id: &'static str,
+    /// For people.
+    pub name: &'static str,
+    /// For people, in a few sentences.
+    pub description: &'static str,
+    /// For search.
+    pub tags: &'static [&'static str],
+    /// JSON Schema of the input, derived from the Rust type.
+    pub input_schema: Value,
+    /// JSON Schema of the result, derived from the Rust type.
+    pub output_schema: Value,
+    /// The default price of one unit, in milli-credits.
+    pub unit_price_mc: u64,
+    /// Changes whenever the same input may give other unit bytes.
+    pub implementation: &'static str,
+}
+
+/// How one input will be worked on. A function of the input alone.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Billable units, 1 to 512.
+    pub units: u32,
+    /// The most bytes the result and all unit results take as JSON.
+    pub output_bytes_max: u64,
+    /// The input with every default made explicit; planning it again gives the same plan.
+    pub canonical_input: Value,
+    /// The seed that the input names.
+    pub seed: u64,
+    /// After how many units a checkpoint is worth its write (about half a second of work).
+    pub units_per_checkpoint: u32,
+}
+
+/// What a skill implements. All methods but `runner` are pure and the same on every node.
+pub trait Skill: Sync {
+    /// The stable name.
+    fn id(&self) -> &'static str;
+    /// What a card says.
+    fn info(&self) -> SkillInfo;
+    /// Fill what the input leaves open, `random` being the chance that the caller drew; also makes defaults explicit.
+    fn complete_input(&self, input: &Value, random: u64) -> Result<Value, SkillError>;
+    /// Check a complete input and cut it into units. An absent seed is refused: see [`Skill::complete_input`].
+    fn plan(&self, input: &Value) -> Result<Plan, SkillError>;
+    /// One result from all unit results in unit order.
+    fn aggregate(&self, input: &Value, units: &[&[u8]]) -> Result<Value, SkillError>;
+    /// Whether two results of one unit agree, given the numeric profiles of the machines that made them.
+    fn compare(&self, profile_a: &str, profile_b: &str, unit_a: &[u8], unit_b: &[u8]) -> bool;
+    /// What computes the units of one input on the given cores.
+    #[cfg(feature = "labor")]
+    fn runner(
+        &self,
+        input: &Value,
+        cores: std::sync::Arc<cores::Cores>,
+    ) -> Result<Box<dyn UnitRunner>, SkillError>;
+}
+
+/// Computes units of one job. Lives in the worker process only.
+#[cfg(feature = "labor")]
+pub trait UnitRunner {
+    /// The bytes of one unit: the same for any thread count and any order of calls.
+    fn run(&mut self, unit: u32) -> Result<Vec<u8>, SkillError>;
+}
+
+#[cfg(feature = "labor")]
+pub mod cores;
+
+/// Every skill of this build.
+pub fn registry() -> &'static [&'static dyn Skill] {
+    &[&simulation::Simulation]
+}
+
+/// What this node can do, for its card and `legion skills`.
+pub fn catalog() -> Vec<SkillInfo> {
+    registry().iter().map(|skill| skill.info()).collect()
+}
+
+/// Find a skill by id; code `skill_unknown`.
+pub fn find(skill: &str) -> Result<&'static dyn Skill, SkillError> {
+    registry()
+        .iter()
+        .copied()
+        .find(|known| known.id() == skill)
+        .ok_or_else(|| SkillError::unknown(skill))
+}
+
+/// See [`Skill::complete_input`]. The requester's node calls this once, with OS randomness, before anything leaves.
+pub fn complete_input(skill: &str, input: &Value, random: u64) -> Result<Value, SkillError> {
+    find(skill)?.complete_input(input, random)
+}
+
+/// See [`Skill::plan`].
+pub fn plan(skill: &str, input: &Value) -> Result<Plan, SkillError> {
+    find(skill)?.plan(input)
+}
+
+/// See [`Skill::aggregate`].
+pub fn aggregate<U: AsRef<[u8]>>(
+    skill: &str,
+    input: &Value,
+    units: &[U],
+) -> Result<Value, SkillError> {
+    let units: Vec<&[u8]> = units.iter().map(AsRef::as_ref).collect();
+    find(skill)?.aggregate(input, &units)
+}
+
+/// See [`Skill::compare`]; false for an unknown skill.
+pub fn compare(
+    skill: &str,
+    profile_a: &str,
+    profile_b: &str,
+    unit_a: &[u8],
+    unit_b: &[u8],
+) -> bool {
+    find(skill).is_ok_and(|skill| skill.compare(profile_a, profile_b, unit_a, unit_b))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    /// The promise: an unknown skill has its own code everywhere, and every listed skill is found and described.
+    #[test]
+    fn registry_and_unknown_skill() {
+        let nothing = Value::Null;
+        assert_eq!(plan("sing", &nothing).unwrap_err().code, "skill_unknown");
+        assert_eq!(
+            complete_input("sing", &nothing, 1).unwrap_err().code,
+            "skill_unknown"
+        );
+        assert_eq!(
+            aggregate::<Vec<u8>>("sing", &nothing, &[])
+                .unwrap_err()
+                .code,
+            "skill_unknown"
+        );
+        assert!(!compare("sing", "p", "p", b"a", b"a"));
+        for info in catalog() {
+            assert_eq!(find(info.id).unwrap().info(), info);
+            assert_eq!(info.input_schema["type"], "object");
+            assert_eq!(info.output_schema["type"], "object");
+        }
+    }
+}

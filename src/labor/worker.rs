@@ -1,0 +1,437 @@
+//! The worker process: reads frames on stdin, works its jobs unit by unit in turn, writes frames on stdout. It holds Burn and
+//! nothing else: no keys, no network, no store. It trusts its node, and ends when its node is gone.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::time::{Duration, Instant};
+
+use super::LaborError;
+use super::checkpoint::{self, JobKey};
+use super::frames::{self, Bytes, PROTOCOL_VERSION, ToNode, ToWorker, Units, WorkerSkill};
+use super::skills::cores::{CorePools, numeric_profile};
+use super::skills::{self, SkillError, UnitRunner};
+
+/// At most five `progress` frames a second per job.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+
+pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
+    let threads = match parse_threads(&args) {
+        Ok(threads) => threads,
+        Err(message) => {
+            eprintln!("{message}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(threads, std::io::stdout()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn parse_threads(args: &[OsString]) -> Result<u32, String> {
+    match args {
+        [] => Ok(1),
+        [flag, number] if flag == "--threads" => number
+            .to_str()
+            .and_then(|number| number.parse().ok())
+            .filter(|threads| (1..=4096).contains(threads))
+            .ok_or_else(|| "--threads takes a number from 1 to 4096".to_owned()),
+        _ => Err("usage: worker [--threads N]; this command is started by the node".to_owned()),
+    }
+}
+
+/// One thread reads, this one works: it sees a stop between any two units.
+fn run(threads: u32, stdout: impl Write) -> Result<(), LaborError> {
+    let (sender, inbox) = channel();
+    let reader = std::thread::Builder::new().name("frames".to_owned());
+    reader.spawn(move || {
+        let mut stdin = std::io::stdin().lock();
+        loop {
+            match frames::read(&mut stdin) {
+                Ok(Some(message)) => {
+                    if sender.send(message).is_err() {
+                        return;
+                    }
+                }
+                // The node is gone: nothing that is still being computed has a reader.
+                Ok(None) => std::process::exit(0),
+                Err(error) => {
+                    eprintln!("{error}");
+                    std::process::exit(1);
+                }
+            }
+        }
+    })?;
+    Worker {
+        inbox,
+        stdout,
+        pools: CorePools::new(threads),
+        own: VecDeque::new(),
+        foreign: VecDeque::new(),
+    }
+    .work()
+}
+
+/// A job in hand.
+struct Job {
+    id: u64,
+    runner: Box<dyn UnitRunner>,
+    key: JobKey,
+    /// The units to compute, in order; the first `done.len()` are finished.
+    order: Vec<u32>,
+    done: Vec<Vec<u8>>,
+    resumed_from: u32,
+    checkpoint_every_units: u32,
+    last_progress: Instant,
+}
+
+impl Job {
+    fn units_done(&self) -> u32 {
+        self.done.len() as u32
+    }
+
+    fn executed_units(&self) -> u32 {
+        self.units_done() - self.resumed_from
+    }
+
+    fn checkpoint(&self) -> Bytes {
+        Bytes(checkpoint::encode(
+            &self.key,
+            self.order.len() as u32,
+            &self.done,
+        ))
+    }
+}
+
+/// A panic in a tensor library fails the one job, by name, instead of every job in the process; its runner is dropped.
+fn run_contained(runner: &mut dyn UnitRunner, unit: u32) -> Result<Vec<u8>, SkillError> {
+    let run = std::panic::AssertUnwindSafe(|| runner.run(unit));
+    std::panic::catch_unwind(run).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text
+            .or(panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
+        Err(SkillError {
+            code: "compute_failed",
+            message: format!("unit {unit} panicked: {text}"),
+        })
+    })
+}
+
+struct Worker<W> {
+    inbox: Receiver<ToWorker>,
+    stdout: W,
+    pools: CorePools,
+    /// The owner's jobs, worked before any foreign one.
+    own: VecDeque<Job>,
+    foreign: VecDeque<Job>,
+}
+
+impl<W: Write> Worker<W> {
+    fn work(mut self) -> Result<(), LaborError> {
+        loop {
+            let idle = self.own.is_empty() && self.foreign.is_empty();
+            let message = if idle {
+                self.inbox.recv().map_err(|_| TryRecvError::Disconnected)
+            } else {
+                self.inbox.try_recv()
+            };
+            match message {
+                Ok(message) => self.hear(message)?,
+                Err(TryRecvError::Empty) => self.work_one_unit()?,
+                Err(TryRecvError::Disconnected) => return Ok(()),
+            }
+        }
+    }
+
+    fn say(&mut self, message: &ToNode) -> Result<(), LaborError> {
+        self.stdout.write_all(&frames::encode(message)?)?;
+        Ok(self.stdout.flush()?)
+    }
+
+    fn hear(&mut self, message: ToWorker) -> Result<(), LaborError> {
+        match message {
+            ToWorker::Describe {} => {
+                let skills = skills::catalog().into_iter();
+                let skills = skills
+                    .map(|skill| WorkerSkill {
+                        id: skill.id.to_owned(),
+                        implementation: skill.implementation.to_owned(),
+                    })
+                    .collect();
+                self.say(&ToNode::Described {
+                    protocol: PROTOCOL_VERSION,
+                    profile: numeric_profile(),
+                    skills,
+                })
+            }
+            ToWorker::SoftStop {
+                job,
+                deadline_ms: _,
+            } => self.stop(job),
+            start @ ToWorker::Start { .. } => self.start(start),
+        }
+    }
+
+    fn start(&mut self, message: ToWorker) -> Result<(), LaborError> {
+        let ToWorker::Start {
+            job: id,
+            skill,
+            input,
+            units,
+            threads,
+            foreign,
+            checkpoint,
+            checkpoint_every_units,
+        } = message
+        else {
+            return Ok(());
+        };
+        let mut job = match self.prepare(id, &skill, &input, units, threads, checkpoint_every_units)
+        {
+            Ok(job) => job,
+            Err(error) => {
+                let code = error.code.to_owned();
+                return self.say(&ToNode::Failed {
+                    job: id,
+                    code,
+                    message: error.message,
+                });
+            }
+        };
+        if let Some(bytes) = checkpoint {
+            match checkpoint::decode(&job.key, job.order.len() as u32, &bytes.0) {
+                Ok(done) => job.done = done,
+                Err(error) => {
+                    let (code, message) = (error.code().to_owned(), error.to_string());
+                    self.say(&ToNode::CheckpointRefused {
+                        job: id,
+                        code,
+                        message,
+                    })?;
+                }
+            }
+            job.resumed_from = job.units_done();
+        }
+        if job.done.len() == job.order.len() {
+            return self.finish(job);
+        }
+        if foreign {
+            self.foreign.push_back(job)
+        } else {
+            self.own.push_back(job)
+        }
+        Ok(())
+    }
+
+    fn prepare(
+        &self,
+        id: u64,
+        skill: &str,
+        input: &serde_json::Value,
+        units: Units,
+        threads: u32,
+        checkpoint_every_units: u32,
+    ) -> Result<Job, SkillError> {
+        let skill = skills::find(skill)?;
+        let plan = skill.plan(input)?;
+        let order: Vec<u32> = match units {
+            Units::All => (0..plan.units).collect(),
+            Units::Only(list) => list,
+        };
+        if let Some(unit) = order.iter().find(|unit| **unit >= plan.units) {
+            return Err(SkillError::units(format!(
+                "unit {unit} of a job of {} units",
+                plan.units
+            )));
+        }
+        Ok(Job {
+            id,
+            runner: skill.runner(&plan.canonical_input, self.pools.take(threads))?,
+            key: JobKey::new(
+                skill.id(),
+                skill.info().implementation,
+                &plan.canonical_input,
+                &order,
+            ),
+            order,
+            done: Vec::new(),
+            resumed_from: 0,
+            checkpoint_every_units,
+            last_progress: Instant::now(),
+        })
+    }
+
+    /// One unit of the next job in turn: the owner's first, then foreign ones.
+    fn work_one_unit(&mut self) -> Result<(), LaborError> {
+        let foreign = self.own.is_empty();
+        let next = if foreign {
+            self.foreign.pop_front()
+        } else {
+            self.own.pop_front()
+        };
+        let Some(mut job) = next else { return Ok(()) };
+        let Some(unit) = job.order.get(job.done.len()).copied() else {
+            return self.finish(job);
+        };
+        match run_contained(job.runner.as_mut(), unit) {
+            Ok(bytes) => job.done.push(bytes),
+            Err(error) => {
+                let code = error.code.to_owned();
+                return self.say(&ToNode::Failed {
+                    job: job.id,
+                    code,
+                    message: error.message,
+                });
+            }
+        }
+        if job.done.len() == job.order.len() {
+            return self.finish(job);
+        }
+        self.report(&mut job)?;
+        if foreign {
+            self.foreign.push_back(job)
+        } else {
+            self.own.push_back(job)
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, job: &mut Job) -> Result<(), LaborError> {
+        let (id, units_done) = (job.id, job.units_done());
+        let every = job.checkpoint_every_units;
+        if every > 0 && job.executed_units().is_multiple_of(every) {
+            self.say(&ToNode::Checkpoint {
+                job: id,
+                units_done,
+                bytes: job.checkpoint(),
+            })?;
+        }
+        if job.last_progress.elapsed() >= PROGRESS_INTERVAL {
+            job.last_progress = Instant::now();
+            self.say(&ToNode::Progress {
+                job: id,
+                units_done,
+                units_total: job.order.len() as u32,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, job: Job) -> Result<(), LaborError> {
+        let (executed_units, resumed_from) = (job.executed_units(), job.resumed_from);
+        let units = job.done.into_iter().map(Bytes).collect();
+        self.say(&ToNode::Done {
+            job: job.id,
+            units,
+            executed_units,
+            resumed_from,
+        })
+    }
+
+    fn stop(&mut self, id: u64) -> Result<(), LaborError> {
+        let taken = [&mut self.own, &mut self.foreign]
+            .into_iter()
+            .find_map(|jobs| {
+                let place = jobs.iter().position(|job| job.id == id)?;
+                jobs.remove(place)
+            });
+        // A job that has just ended has said so already.
+        let Some(job) = taken else { return Ok(()) };
+        let (units_done, executed_units) = (job.units_done(), job.executed_units());
+        self.say(&ToNode::Stopped {
+            job: id,
+            checkpoint: job.checkpoint(),
+            units_done,
+            executed_units,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    struct Mined;
+
+    impl UnitRunner for Mined {
+        fn run(&mut self, unit: u32) -> Result<Vec<u8>, SkillError> {
+            if unit == 1 {
+                panic!("a mine")
+            } else {
+                Ok(vec![7])
+            }
+        }
+    }
+
+    fn job(id: u64, order: Vec<u32>) -> Job {
+        Job {
+            id,
+            runner: Box::new(Mined),
+            key: JobKey::new("mined", "mined/1", &serde_json::Value::Null, &order),
+            order,
+            done: Vec::new(),
+            resumed_from: 0,
+            checkpoint_every_units: 0,
+            last_progress: Instant::now(),
+        }
+    }
+
+    /// The promise: jobs take turns unit by unit, and one that panics fails alone.
+    #[test]
+    fn a_panic_fails_one_job() {
+        let (sender, inbox) = channel();
+        let mut stdout = Vec::new();
+        let jobs = VecDeque::from([job(1, vec![0, 1]), job(2, vec![0, 2, 3])]);
+        drop(sender);
+        let (own, pools) = (jobs, CorePools::new(1));
+        let mut worker = Worker {
+            inbox,
+            stdout: &mut stdout,
+            pools,
+            own,
+            foreign: VecDeque::new(),
+        };
+        for _ in 0..5 {
+            worker.work_one_unit().unwrap();
+        }
+        let mut frames = stdout.as_slice();
+        let mut ends = Vec::new();
+        while let Some(frame) = frames::read::<ToNode>(&mut frames).unwrap() {
+            // On a slow machine a sign of life may stand in between.
+            if !matches!(frame, ToNode::Progress { .. }) {
+                ends.push(frame);
+            }
+        }
+        let units = vec![Bytes(vec![7]); 3];
+        let done = ToNode::Done {
+            job: 2,
+            units,
+            executed_units: 3,
+            resumed_from: 0,
+        };
+        let [
+            ToNode::Failed {
+                job: 1,
+                code,
+                message,
+            },
+            last,
+        ] = ends.as_slice()
+        else {
+            panic!("{ends:?}")
+        };
+        assert!(
+            code == "compute_failed" && message.contains("a mine"),
+            "{code}: {message}"
+        );
+        assert_eq!(*last, done);
+    }
+}
