@@ -130,25 +130,26 @@ impl Entry {
         Self { sig: String::new(), ..self.clone() }
     }
 
-    fn bytes(&self) -> Result<Vec<u8>, CanonicalError> {
+    /// What is signed: `legion/entry/v1\0` + canonical JSON without the signature.
+    pub fn signing_bytes(&self) -> Result<Vec<u8>, CanonicalError> {
         canonical::signing_bytes("entry", &self.unsigned())
     }
 
     /// SHA-256 of what is signed, hex. The signature is not part of it.
     pub fn hash(&self) -> Result<String, CanonicalError> {
-        Ok(hex::encode(canonical::sha256(&self.bytes()?)))
+        Ok(hex::encode(canonical::sha256(&self.signing_bytes()?)))
     }
 
     /// Signs in place. The caller's key must be the one named in `key`.
     pub fn sign(&mut self, key: &SigningKey) -> Result<(), CanonicalError> {
         use ed25519_dalek::Signer;
-        self.sig = hex::encode(key.sign(&self.bytes()?).to_bytes());
+        self.sig = hex::encode(key.sign(&self.signing_bytes()?).to_bytes());
         Ok(())
     }
 
     /// Whether the signature is by the key that the entry names (strict verification).
     pub fn is_signed(&self) -> bool {
-        self.bytes().is_ok_and(|bytes| verify_hex(&self.key, &bytes, &self.sig))
+        self.signing_bytes().is_ok_and(|bytes| verify_hex(&self.key, &bytes, &self.sig))
     }
 }
 

@@ -60,25 +60,26 @@ pub struct Proof {
 }
 
 impl Proof {
-    fn bytes(&self) -> Result<Vec<u8>, CanonicalError> {
+    /// What is signed: `legion/proof/v1\0` + canonical JSON without the signature.
+    pub fn signing_bytes(&self) -> Result<Vec<u8>, CanonicalError> {
         canonical::signing_bytes("proof", &Self { sig: String::new(), ..self.clone() })
     }
 
     /// SHA-256 of what is signed, hex.
     pub fn hash(&self) -> Result<String, CanonicalError> {
-        Ok(hex::encode(canonical::sha256(&self.bytes()?)))
+        Ok(hex::encode(canonical::sha256(&self.signing_bytes()?)))
     }
 
     /// Signs in place.
     pub fn sign(&mut self, key: &SigningKey) -> Result<(), CanonicalError> {
         use ed25519_dalek::Signer;
-        self.sig = hex::encode(key.sign(&self.bytes()?).to_bytes());
+        self.sig = hex::encode(key.sign(&self.signing_bytes()?).to_bytes());
         Ok(())
     }
 
     /// Whether the signature is by the key that the proof names.
     pub fn is_signed(&self) -> bool {
-        self.bytes().is_ok_and(|bytes| verify_hex(&self.key, &bytes, &self.sig))
+        self.signing_bytes().is_ok_and(|bytes| verify_hex(&self.key, &bytes, &self.sig))
     }
 }
 

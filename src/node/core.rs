@@ -1,0 +1,698 @@
+//! The one loop: takes everything that waits, decides, commits once, then lets the effects out.
+//!
+//! It runs on a thread of its own because a commit blocks on the disk. Nothing leaves before it is durable; a failed
+//! commit lets nothing out: memory is dropped and loaded again, callers hear `store_unavailable`, foreign messages are
+//! tried again, and repeated failure ends the node.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use super::rows::{self, Parcel};
+use super::{clock, crash};
+use crate::domain::Node;
+use crate::domain::policy::Policy;
+use crate::domain::step::{Addressee, Chance, Change, Effect, Incoming, Input, Refused, Row, Send, Step};
+use crate::store::{Limits, Store, StoreError};
+use crate::wire::message::{Ack, Body};
+use crate::wire::proof::Evidence;
+
+/// Most mails in one commit.
+const BATCH_MAX: usize = 256;
+/// Acknowledgements wait this long for a message to travel with.
+const ACK_WAIT: Duration = Duration::from_millis(20);
+/// Most acknowledged rumors in one message.
+const ACKS_MAX: usize = 64;
+/// Most bytes of message JSON in one envelope before signatures (a rumor holds 28,672 bytes in all).
+const PARCEL_BYTES: usize = 23_000;
+/// Commits that may fail in a row before the node ends.
+const FAILURES_MAX: u32 = 5;
+
+/// What a verified rumor brought.
+#[derive(Debug, Clone)]
+pub struct Arrival {
+    /// Author, hex and raw.
+    pub from: String,
+    /// Raw author key.
+    pub author: [u8; 32],
+    /// Raw rumor id.
+    pub rumor: [u8; 32],
+    /// Raw wrap id.
+    pub wrap: [u8; 32],
+    /// Until when the rumor could come again, Unix seconds.
+    pub expires_s: u64,
+    /// Stored wraps are acknowledged and remembered; ephemeral ones are neither.
+    pub stored: bool,
+    /// Came to a pool's key: read by all members, acknowledged by none.
+    pub pool: bool,
+    /// The messages in it that could be read.
+    pub messages: Vec<Incoming>,
+    /// Codes of those that could not.
+    pub refused: Vec<&'static str>,
+}
+
+/// Answer to an owner's command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// The task made by `ask`.
+    Task(String),
+    /// Done.
+    Done,
+}
+
+/// What a [`Mail::Query`] may look at.
+pub type Look = Box<dyn FnOnce(&Node, &Store) + std::marker::Send>;
+
+/// What the loop takes.
+pub enum Mail {
+    /// A command of the owner, answered after the commit.
+    Command(Input, oneshot::Sender<Result<Answer, Refused>>),
+    /// A fact without an answer: labor, timers, carriers.
+    Fact(Input),
+    /// A verified rumor.
+    Arrival(Box<Arrival>),
+    /// Outbox rows that were acknowledged or have expired.
+    Delivered(Vec<u64>),
+    /// Look at the state; changes nothing.
+    Query(Look),
+    /// End the loop; what waits before it is handled.
+    Stop,
+}
+
+/// Work for the room's other tasks, sent after the commit.
+#[derive(Debug)]
+pub enum Order {
+    /// Seal and deliver an outbox row.
+    Deliver(u64, Parcel),
+    /// Seal and try once: ephemeral messages, and notices to pools.
+    Try(Parcel),
+    /// Start an engagement in the worker.
+    Start {
+        /// Engagement key.
+        key: String,
+        /// Skill.
+        skill: String,
+        /// Input.
+        input: Value,
+        /// Commitment to the input, hex.
+        commitment: String,
+        /// Newest checkpoint.
+        checkpoint: Option<Vec<u8>>,
+        /// Asked by somebody else.
+        foreign: bool,
+    },
+    /// Stop it at a unit boundary.
+    SoftStop {
+        /// Engagement key.
+        key: String,
+        /// Wait for the next checkpoint.
+        after_checkpoint: bool,
+    },
+    /// Check a result.
+    Check(Box<CheckOrder>),
+    /// Check the evidence of a refusal.
+    Evidence {
+        /// Engagement key.
+        key: String,
+        /// Skill.
+        skill: String,
+        /// Input.
+        input: Value,
+        /// Our unit results, concatenated.
+        units: Vec<u8>,
+        /// Number of units.
+        unit_count: u32,
+        /// The evidence.
+        evidence: Evidence,
+        /// Profile in our proof.
+        profile: String,
+    },
+    /// Our ad has changed.
+    Readvertise,
+    /// Read the inboxes to their end.
+    Drain,
+    /// One-time reply keys wanted, with the second their task was asked.
+    Inboxes(BTreeMap<String, u64>),
+}
+
+/// A result to be checked.
+#[derive(Debug, Clone)]
+pub struct CheckOrder {
+    /// Task id.
+    pub task: String,
+    /// Award.
+    pub award_no: u32,
+    /// Skill.
+    pub skill: String,
+    /// Input.
+    pub input: Value,
+    /// Commitment of the job.
+    pub commitment: String,
+    /// Output as received.
+    pub output: Value,
+    /// All unit results, base64, as received.
+    pub units: String,
+    /// The proof.
+    pub proof: crate::wire::proof::Proof,
+    /// Units to recompute.
+    pub sample: Vec<u32>,
+}
+
+/// Counters of the loop, for `status`.
+#[derive(Debug, Clone, Default)]
+pub struct Counters {
+    /// Refused or dropped messages by code.
+    pub dropped: BTreeMap<String, u64>,
+    /// Commits.
+    pub commits: u64,
+    /// Mails handled.
+    pub mails: u64,
+}
+
+/// Where the loop sends its orders.
+#[derive(Clone)]
+pub struct Outlets {
+    /// To delivery.
+    pub delivery: mpsc::UnboundedSender<Order>,
+    /// To labor.
+    pub labor: mpsc::UnboundedSender<Order>,
+    /// To the presence task (ads, inboxes, drains).
+    pub presence: mpsc::UnboundedSender<Order>,
+    /// Tasks whose view has changed.
+    pub changed: broadcast::Sender<String>,
+    /// Counters.
+    pub counters: Arc<std::sync::Mutex<Counters>>,
+}
+
+/// The loop's state.
+pub struct Core {
+    node: Node,
+    policy: Policy,
+    store: Arc<Store>,
+    outlets: Outlets,
+    acks: HashMap<String, Vec<String>>,
+    acks_due: Option<Instant>,
+    failures: u32,
+    read_until_s: u64,
+    reply_keys: BTreeMap<String, u64>,
+    prune_at: Instant,
+    limits: Limits,
+}
+
+/// What one batch has gathered.
+#[derive(Default)]
+struct Batch {
+    changes: Vec<Change>,
+    sends: Vec<Send>,
+    tries: Vec<Send>,
+    effects: Vec<Effect>,
+    seen: Vec<([u8; 32], [u8; 32], [u8; 32], u64)>,
+    seen_now: HashSet<([u8; 32], [u8; 32])>,
+    acks: Vec<(String, String)>,
+    delivered: Vec<u64>,
+    answers: Vec<(oneshot::Sender<Result<Answer, Refused>>, Result<Answer, Refused>)>,
+    again: Vec<Mail>,
+}
+
+impl Core {
+    /// Loads the live rows of the store. The first input is [`Input::Started`].
+    pub fn load(policy: Policy, store: Arc<Store>, outlets: Outlets, limits: Limits) -> Result<Self, StoreError> {
+        let node = load_node(&policy, &store)?;
+        Ok(Self {
+            node,
+            policy,
+            store,
+            outlets,
+            acks: HashMap::new(),
+            acks_due: None,
+            failures: 0,
+            read_until_s: 0,
+            reply_keys: BTreeMap::new(),
+            prune_at: Instant::now() + Duration::from_secs(60),
+            limits,
+        })
+    }
+
+    /// Runs until [`Mail::Stop`] or until the store fails for good.
+    ///
+    /// # Errors
+    /// The last error of the store.
+    pub fn run(mut self, mailbox: &Receiver<Mail>, again: &SyncSender<Mail>) -> Result<(), StoreError> {
+        self.batch(vec![Mail::Fact(Input::Started)], again)?;
+        loop {
+            let mut mails = Vec::new();
+            match mailbox.recv_timeout(self.patience()) {
+                Ok(mail) => mails.push(mail),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+            while mails.len() < BATCH_MAX {
+                match mailbox.try_recv() {
+                    Ok(mail) => mails.push(mail),
+                    Err(_) => break,
+                }
+            }
+            let stop = mails.iter().position(|m| matches!(m, Mail::Stop));
+            if let Some(at) = stop {
+                mails.truncate(at);
+            }
+            self.batch(mails, again)?;
+            self.flush_acks();
+            self.prune();
+            if stop.is_some() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        let now = clock::now_ms();
+        let wake = self.node.wake_ms().map_or(Duration::from_secs(1), |at| Duration::from_millis(at.saturating_sub(now)));
+        let acks = self.acks_due.map_or(Duration::from_secs(1), |at| at.saturating_duration_since(Instant::now()));
+        wake.min(acks).min(Duration::from_secs(1))
+    }
+
+    fn batch(&mut self, mails: Vec<Mail>, again: &SyncSender<Mail>) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        let now = clock::now_ms();
+        crash::point("received", &[]);
+        let count = mails.len() as u64;
+        let mut unread = None;
+        for mail in mails {
+            if unread.is_some() {
+                batch.again.push(mail);
+            } else if let Err(error) = self.take(now, mail, &mut batch) {
+                unread = Some(error);
+            }
+        }
+        if self.node.wake_ms().is_some_and(|at| at <= now) {
+            let step = self.step(now, Input::Tick);
+            batch.gather(step);
+        }
+        let outcome = match unread {
+            Some(error) => Err(error),
+            None => self.commit(now, &mut batch),
+        };
+        match outcome {
+            Ok(parcels) => {
+                self.failures = 0;
+                if let Ok(mut counters) = self.outlets.counters.lock() {
+                    counters.mails += count;
+                    counters.commits += u64::from(!parcels.is_empty());
+                }
+                self.let_out(batch, parcels);
+                Ok(())
+            }
+            Err(error) => self.recover(batch, error, again),
+        }
+    }
+
+    fn take(&mut self, now: u64, mail: Mail, batch: &mut Batch) -> Result<(), StoreError> {
+        match mail {
+            Mail::Command(input, answer) => {
+                self.recall(&input)?;
+                let mut step = self.step(now, input);
+                let at = step.effects.iter().position(|e| matches!(e, Effect::Asked(_) | Effect::Done(_)));
+                let said = match at.map(|at| step.effects.remove(at)) {
+                    Some(Effect::Asked(result)) => result.map(Answer::Task),
+                    Some(Effect::Done(result)) => result.map(|()| Answer::Done),
+                    _ => Ok(Answer::Done),
+                };
+                batch.answers.push((answer, said));
+                batch.gather(step);
+            }
+            Mail::Fact(input) => {
+                let step = self.step(now, input.clone());
+                batch.again.push(Mail::Fact(input));
+                batch.gather(step);
+            }
+            Mail::Arrival(arrival) => self.arrive(now, *arrival, batch)?,
+            Mail::Delivered(rows) => {
+                batch.delivered.extend(&rows);
+                batch.again.push(Mail::Delivered(rows));
+            }
+            Mail::Query(look) => look(&self.node, &self.store),
+            Mail::Stop => {}
+        }
+        Ok(())
+    }
+
+    fn arrive(&mut self, now: u64, arrival: Arrival, batch: &mut Batch) -> Result<(), StoreError> {
+        let id = (arrival.author, arrival.rumor);
+        if arrival.stored {
+            let seen = batch.seen_now.contains(&id) || self.store.view()?.seen_contains(&arrival.author, &arrival.rumor)?;
+            if !arrival.pool {
+                batch.acks.push((arrival.from.clone(), hex::encode(arrival.rumor)));
+            }
+            if seen {
+                self.count("duplicate");
+                return Ok(());
+            }
+            batch.seen_now.insert(id);
+            batch.seen.push((arrival.author, arrival.rumor, arrival.wrap, arrival.expires_s));
+        }
+        for code in &arrival.refused {
+            self.count(code);
+        }
+        for incoming in &arrival.messages {
+            let input = Input::Message(Box::new(incoming.clone()));
+            self.recall(&input)?;
+            let step = self.step(now, input);
+            batch.gather(step);
+        }
+        batch.again.push(Mail::Arrival(Box::new(arrival)));
+        Ok(())
+    }
+
+    fn recall(&mut self, input: &Input) -> Result<(), StoreError> {
+        let names = matches!(input, Input::Ask(_) | Input::Cancel { .. } | Input::Message(_));
+        if !names {
+            return Ok(());
+        }
+        let view = self.store.view()?;
+        for row in rows::prefetch(&view, input, |task| self.node.jobs().contains_key(task))? {
+            self.node.recall(row);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, now: u64, input: Input) -> Step {
+        let mut seed = [0u8; 32];
+        // Without the system's randomness nothing may be decided; there is no sane way on.
+        if getrandom::fill(&mut seed).is_err() {
+            tracing::error!("the operating system gives no randomness: ending");
+            std::process::exit(70);
+        }
+        self.node.handle(now, &mut Chance::new(seed), input)
+    }
+
+    fn commit(&mut self, now: u64, batch: &mut Batch) -> Result<Vec<(u64, Parcel)>, StoreError> {
+        self.node.shed();
+        let kinds: Vec<String> = batch
+            .changes
+            .iter()
+            .filter_map(|c| if let Change::Journal { kind, .. } = c { Some(kind.clone()) } else { None })
+            .collect();
+        let parcels = self.pack(now, batch);
+        let read_until_s = now / 1000;
+        let touch = !batch.seen.is_empty() && read_until_s > self.read_until_s.saturating_add(60);
+        if batch.is_empty() && parcels.is_empty() {
+            return Ok(Vec::new());
+        }
+        newest_rows_only(&mut batch.changes);
+        crash::point("handled", &kinds);
+        let me = self.policy.me.clone();
+        let numbered = self.store.write(|txn| {
+            for change in &batch.changes {
+                rows::apply(txn, &me, now, change)?;
+            }
+            for (author, rumor, wrap, expires_s) in &batch.seen {
+                txn.seen_insert(author, rumor, Some(wrap), *expires_s)?;
+            }
+            for seq in &batch.delivered {
+                rows::outbox_done(txn, *seq)?;
+            }
+            if touch {
+                rows::set_read_until_s(txn, read_until_s)?;
+            }
+            parcels.into_iter().map(|parcel| Ok((rows::outbox_put(txn, &parcel)?, parcel))).collect::<Result<Vec<_>, StoreError>>()
+        })?;
+        if touch {
+            self.read_until_s = read_until_s;
+        }
+        crash::point("committed", &kinds);
+        Ok(numbered)
+    }
+
+    /// Messages to one recipient travel together, with the acknowledgements that wait for it.
+    fn pack(&mut self, now: u64, batch: &mut Batch) -> Vec<Parcel> {
+        let mut open: BTreeMap<Addressee, (usize, Parcel)> = BTreeMap::new();
+        let mut full = Vec::new();
+        for send in std::mem::take(&mut batch.sends) {
+            let bytes = serde_json::to_vec(&send.body).map_or(PARCEL_BYTES, |b| b.len()) + 300;
+            let to = send.to.clone();
+            if let Some((used, _)) = open.get(&to)
+                && used + bytes > PARCEL_BYTES
+                && let Some((_, parcel)) = open.remove(&to)
+            {
+                full.push(parcel);
+            }
+            let slot = open.entry(to).or_insert_with(|| (0, Parcel { sends: Vec::new(), created_s: now / 1000 }));
+            slot.0 += bytes;
+            slot.1.sends.push(send);
+        }
+        for (to, (used, parcel)) in &mut open {
+            if let Addressee::Peer(npub) = to
+                && *used + ACKS_MAX * 70 < PARCEL_BYTES
+            {
+                let mut rumors: Vec<_> = self.acks.remove(npub).unwrap_or_default();
+                let (now_acked, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut batch.acks).into_iter().partition(|(n, _)| n == npub);
+                batch.acks = rest;
+                rumors.extend(now_acked.into_iter().map(|(_, rumor)| rumor));
+                let later = rumors.split_off(rumors.len().min(ACKS_MAX));
+                if !later.is_empty() {
+                    self.acks.insert(npub.clone(), later);
+                }
+                if let (false, Some(first)) = (rumors.is_empty(), parcel.sends.first()) {
+                    let send = Send { body: Body::Ack(Ack { rumors }), ..first.clone() };
+                    parcel.sends.push(send);
+                }
+            }
+        }
+        full.extend(open.into_values().map(|(_, parcel)| parcel));
+        full
+    }
+
+    fn let_out(&mut self, batch: Batch, parcels: Vec<(u64, Parcel)>) {
+        for (npub, rumor) in batch.acks {
+            self.acks.entry(npub).or_default().push(rumor);
+            self.acks_due.get_or_insert_with(|| Instant::now() + ACK_WAIT);
+        }
+        for (seq, parcel) in parcels {
+            let _ = self.outlets.delivery.send(Order::Deliver(seq, parcel));
+        }
+        let created_s = clock::now_ms() / 1000;
+        for send in batch.tries {
+            let _ = self.outlets.delivery.send(Order::Try(Parcel { sends: vec![send], created_s }));
+        }
+        for effect in batch.effects {
+            self.perform(effect);
+        }
+        crash::point("dispatched", &[]);
+        for (answer, said) in batch.answers {
+            let _ = answer.send(said);
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Start(key) => self.start(&key),
+            Effect::SoftStop { key, after_checkpoint } => {
+                let _ = self.outlets.labor.send(Order::SoftStop { key, after_checkpoint });
+            }
+            Effect::Check { task, award_no, sample } => self.check(&task, award_no, sample),
+            Effect::CheckEvidence { key, evidence } => self.evidence(key, evidence),
+            Effect::Changed(task) => {
+                let _ = self.outlets.changed.send(task);
+            }
+            Effect::Dropped { code, from } => {
+                tracing::debug!(code, from, "message refused");
+                self.count(&code);
+            }
+            Effect::Readvertise => {
+                let _ = self.outlets.presence.send(Order::Readvertise);
+            }
+            Effect::Drain => {
+                let _ = self.outlets.presence.send(Order::Drain);
+            }
+            Effect::Inboxes => self.inboxes(),
+            Effect::Send(_) | Effect::Asked(_) | Effect::Done(_) => {}
+        }
+    }
+
+    fn inboxes(&mut self) {
+        use crate::domain::job::{Phase, Route};
+        let wanted: BTreeMap<String, u64> = self
+            .node
+            .jobs()
+            .values()
+            .filter(|j| j.phase != Phase::Ended && matches!(j.route, Route::Pool(_)))
+            .map(|j| (j.task.clone(), j.marks.asked_ms / 1000))
+            .collect();
+        if wanted != self.reply_keys {
+            self.reply_keys.clone_from(&wanted);
+            let _ = self.outlets.presence.send(Order::Inboxes(wanted));
+        }
+    }
+
+    fn stored(&self, owner: &str, name: &str) -> Option<Vec<u8>> {
+        self.store.view().and_then(|view| rows::payload(&view, owner, name)).unwrap_or_default()
+    }
+
+    fn input(&self, owner: &str) -> Option<Value> {
+        self.node.input(owner).cloned().or_else(|| serde_json::from_slice(&self.stored(owner, "input")?).ok())
+    }
+
+    fn start(&mut self, key: &str) {
+        let Some(work) = self.node.work().get(key) else { return };
+        let Some(input) = self.input(key) else { return };
+        let resume = (work.checkpoint_units > 0).then(|| self.store.view().and_then(|v| v.checkpoint_newest(work.owner().as_bytes())).ok().flatten());
+        let order = Order::Start {
+            key: key.to_owned(),
+            skill: work.skill.clone(),
+            input,
+            commitment: work.commitment.clone(),
+            checkpoint: resume.flatten().map(|(_, bytes)| bytes),
+            foreign: work.requester != self.policy.me,
+        };
+        let _ = self.outlets.labor.send(order);
+    }
+
+    fn check(&mut self, task: &str, award_no: u32, sample: Vec<u32>) {
+        let Some(job) = self.node.jobs().get(task) else { return };
+        let Some(outcome) = &job.outcome else { return };
+        let output = self.stored(task, "result").and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or(Value::Null);
+        let order = CheckOrder {
+            task: task.to_owned(),
+            award_no,
+            skill: job.skill.clone(),
+            input: self.input(task).unwrap_or(Value::Null),
+            commitment: job.commitment.clone(),
+            output,
+            units: self.stored(task, "units").and_then(|b| String::from_utf8(b).ok()).unwrap_or_default(),
+            proof: outcome.proof.clone(),
+            sample,
+        };
+        let _ = self.outlets.labor.send(Order::Check(Box::new(order)));
+    }
+
+    fn evidence(&mut self, key: String, evidence: Evidence) {
+        let Some(work) = self.node.work().get(&key) else { return };
+        let order = Order::Evidence {
+            skill: work.skill.clone(),
+            input: self.input(&key).unwrap_or(Value::Null),
+            units: self.stored(&key, "units").unwrap_or_default(),
+            unit_count: work.units,
+            evidence,
+            profile: work.proof.as_ref().map(|p| p.profile.clone()).unwrap_or_default(),
+            key,
+        };
+        let _ = self.outlets.labor.send(order);
+    }
+
+    fn flush_acks(&mut self) {
+        if self.acks_due.is_none_or(|due| Instant::now() < due) {
+            return;
+        }
+        self.acks_due = None;
+        let now = clock::now_ms();
+        for (npub, rumors) in self.acks.drain() {
+            let relays = self.node.peers().get(&npub).map(|p| p.relays.clone()).unwrap_or_default();
+            for chunk in rumors.chunks(ACKS_MAX) {
+                let body = Body::Ack(Ack { rumors: chunk.to_vec() });
+                let send = Send { to: Addressee::Peer(npub.clone()), body, ephemeral: true, relays: relays.clone(), expires_ms: now + 300_000 };
+                let _ = self.outlets.delivery.send(Order::Try(Parcel { sends: vec![send], created_s: now / 1000 }));
+            }
+        }
+    }
+
+    fn prune(&mut self) {
+        if Instant::now() < self.prune_at {
+            return;
+        }
+        let (now, limits) = (clock::now_ms(), self.limits.clone());
+        let more = match self.store.write(|txn| txn.prune(now, &limits, 500)) {
+            Ok(pruned) => pruned.more,
+            Err(error) => {
+                tracing::warn!(code = error.code(), "pruning failed: {error}");
+                false
+            }
+        };
+        self.prune_at = Instant::now() + Duration::from_secs(if more { 1 } else { 60 });
+    }
+
+    fn count(&self, code: &str) {
+        if let Ok(mut counters) = self.outlets.counters.lock() {
+            *counters.dropped.entry(code.to_owned()).or_default() += 1;
+        }
+    }
+
+    /// The commit failed: nothing of the batch happened.
+    fn recover(&mut self, batch: Batch, error: StoreError, again: &SyncSender<Mail>) -> Result<(), StoreError> {
+        self.failures += 1;
+        tracing::error!(code = error.code(), attempt = self.failures, "the store refused a commit; nothing of it left the node: {error}");
+        for (answer, _) in batch.answers {
+            let _ = answer.send(Err(Refused::new("store_unavailable", format!("nothing was done: {error}"))));
+        }
+        std::thread::sleep(Duration::from_millis(200 * u64::from(self.failures)));
+        if self.failures >= FAILURES_MAX {
+            return Err(error);
+        }
+        if let Err(error) = self.store.reopen().and_then(|()| load_node(&self.policy, &self.store)).map(|node| self.node = node) {
+            tracing::error!(code = error.code(), "the store could not be read again: {error}");
+        }
+        for mail in batch.again {
+            if again.try_send(mail).is_err() {
+                tracing::warn!("a message waits for its sender to repeat it: the mailbox is full");
+            }
+        }
+        self.node_restarted(again);
+        Ok(())
+    }
+
+    /// Workers and inboxes are as before; the leases in the reloaded state are those that were durable.
+    fn node_restarted(&mut self, again: &SyncSender<Mail>) {
+        let _ = again.try_send(Mail::Fact(Input::Started));
+        let _ = self.outlets.presence.send(Order::Drain);
+    }
+}
+
+impl Batch {
+    fn gather(&mut self, step: Step) {
+        self.changes.extend(step.changes);
+        for effect in step.effects {
+            match effect {
+                Effect::Send(send) if send.ephemeral || matches!(send.to, Addressee::Pool(_)) => self.tries.push(*send),
+                Effect::Send(send) => self.sends.push(*send),
+                other => self.effects.push(other),
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.seen.is_empty() && self.delivered.is_empty()
+    }
+}
+
+fn load_node(policy: &Policy, store: &Store) -> Result<Node, StoreError> {
+    let mut node = Node::new(policy.clone());
+    for row in rows::load(&store.view()?)? {
+        node.recall(row);
+    }
+    Ok(node)
+}
+
+/// Of several versions of one row in a batch only the newest is written.
+fn newest_rows_only(changes: &mut Vec<Change>) {
+    let mut later: HashSet<String> = HashSet::new();
+    let mut kept = Vec::with_capacity(changes.len());
+    while let Some(change) = changes.pop() {
+        let name = match &change {
+            Change::Put(Row::Job(job)) => Some(format!("j{}", job.task)),
+            Change::Put(Row::Engagement(work)) => Some(format!("w{}", work.key)),
+            Change::Put(Row::Peer(peer)) => Some(format!("p{}", peer.npub)),
+            Change::Put(Row::Account(account)) => Some(format!("a{}", account.npub)),
+            Change::DropPeer(npub) => Some(format!("p{npub}")),
+            _ => None,
+        };
+        if name.is_none_or(|name| later.insert(name)) {
+            kept.push(change);
+        }
+    }
+    kept.reverse();
+    *changes = kept;
+}

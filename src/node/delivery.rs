@@ -1,0 +1,391 @@
+//! Delivery: outbox rows are sealed in parallel, published to every relay that may reach the recipient, and kept until
+//! the recipient acknowledges or the message expires.
+//!
+//! A relay's `OK` is not delivery: the row is done at the peer's acknowledgement. Within one process the same wrap is
+//! sent again; after a restart, and when a relay took it long ago without an acknowledgement, a new wrap of the same
+//! rumor goes out, which the receiver drops by rumor id and acknowledges once more. So no wrap is ever written to disk.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nostr::{EventId, Keys, PublicKey};
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use super::core::{Mail, Order};
+use super::rows::Parcel;
+use super::{Mailbox, clock, crash};
+use crate::carrier::{Handle, Outcome, Outgoing};
+use crate::domain::step::{Addressee, Send};
+use crate::identity::Identity;
+use crate::identity::conversation::Conversations;
+use crate::identity::pool::{PoolSecret, utc_day};
+use crate::wire::envelope::{Delivery, Draft, Envelope};
+use crate::wire::message::{Body, Message, News};
+
+/// A relay that said OK is asked again only after this long without an acknowledgement; doubles each time.
+const REWRAP_FIRST: Duration = Duration::from_secs(600);
+const REWRAP_CAP: Duration = Duration::from_secs(24 * 3600);
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_CAP: Duration = Duration::from_secs(60);
+/// Rows sealed in one go on a blocking thread.
+const SEAL_BATCH: usize = 16;
+
+/// What delivery is told.
+#[derive(Debug)]
+pub enum Tell {
+    /// From the loop.
+    Order(Order),
+    /// These rumors are durable at their receiver.
+    Acked {
+        /// Who says so.
+        from: PublicKey,
+        /// Rumor ids, hex.
+        rumors: Vec<String>,
+    },
+    /// A relay's answer to a publication.
+    Published {
+        /// The wrap.
+        event_id: EventId,
+        /// Which relay.
+        relay: Arc<str>,
+        /// Its answer.
+        outcome: Outcome,
+    },
+    /// A relay is connected (again).
+    Connected(Arc<str>),
+}
+
+/// Everything that sealing needs.
+pub struct Sealer {
+    /// Our keys.
+    pub identity: Arc<Identity>,
+    /// NIP-44 keys by pair.
+    pub conversations: Arc<Conversations>,
+    /// Secrets of the pools joined.
+    pub pools: BTreeMap<String, PoolSecret>,
+    /// NIP-13 work for wraps to pools, bits.
+    pub pool_pow_bits: u8,
+}
+
+struct Sealed {
+    seq: Option<u64>,
+    rumor: EventId,
+    recipient: PublicKey,
+    event: Outgoing,
+}
+
+struct Row {
+    parcel: Parcel,
+    recipient: Option<PublicKey>,
+    rumor: Option<EventId>,
+    event: Option<Outgoing>,
+    taken: BTreeSet<Arc<str>>,
+    refused: BTreeMap<Arc<str>, String>,
+    due: Instant,
+    retry: Duration,
+    rewrap: Duration,
+    expires_ms: u64,
+}
+
+/// The delivery task.
+pub struct Deliverer {
+    sealer: Arc<Sealer>,
+    carrier: Handle,
+    relays: Vec<String>,
+    rows: BTreeMap<u64, Row>,
+    by_rumor: HashMap<EventId, u64>,
+    by_wrap: HashMap<EventId, u64>,
+    mailbox: Mailbox,
+    sealed: mpsc::UnboundedSender<Vec<Result<Sealed, (Option<u64>, String)>>>,
+}
+
+/// How full the outbox is, for `status`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OutboxState {
+    /// Rows waiting for an acknowledgement.
+    pub waiting: usize,
+    /// Of those, rows that no relay has taken yet.
+    pub untaken: usize,
+}
+
+impl Deliverer {
+    /// Runs until the channel closes. `state` is kept current.
+    pub async fn run(
+        sealer: Arc<Sealer>,
+        carrier: Handle,
+        relays: Vec<String>,
+        outbox: Vec<(u64, Parcel)>,
+        mailbox: Mailbox,
+        mut tells: mpsc::UnboundedReceiver<Tell>,
+        state: Arc<std::sync::Mutex<OutboxState>>,
+    ) {
+        let (sealed, mut ready) = mpsc::unbounded_channel();
+        let mut this = Self { sealer, carrier, relays, rows: BTreeMap::new(), by_rumor: HashMap::new(), by_wrap: HashMap::new(), mailbox, sealed };
+        let restored = outbox.into_iter().map(|(seq, parcel)| Order::Deliver(seq, parcel)).collect();
+        this.admit(restored);
+        let mut tick = tokio::time::interval(Duration::from_millis(500));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                tell = tells.recv() => {
+                    let Some(tell) = tell else { return };
+                    let mut orders = Vec::new();
+                    this.hear(tell, &mut orders).await;
+                    // Whatever else waits is sealed in the same go.
+                    while let Ok(tell) = tells.try_recv() {
+                        this.hear(tell, &mut orders).await;
+                        if orders.len() >= 256 { break; }
+                    }
+                    this.admit(orders);
+                }
+                done = ready.recv() => if let Some(done) = done { this.publish(done).await },
+                _ = tick.tick() => this.look_after().await,
+            }
+            if let Ok(mut state) = state.lock() {
+                state.waiting = this.rows.len();
+                state.untaken = this.rows.values().filter(|r| r.taken.is_empty()).count();
+            }
+        }
+    }
+
+    async fn hear(&mut self, tell: Tell, orders: &mut Vec<Order>) {
+        match tell {
+            Tell::Order(order) => orders.push(order),
+            Tell::Acked { from, rumors } => self.acked(from, &rumors),
+            Tell::Published { event_id, relay, outcome } => self.answered(event_id, relay, outcome),
+            Tell::Connected(relay) => self.reconnected(&relay).await,
+        }
+    }
+
+    fn admit(&mut self, orders: Vec<Order>) {
+        let now = Instant::now();
+        let mut jobs = Vec::new();
+        for order in orders {
+            match order {
+                Order::Deliver(seq, parcel) => {
+                    let expires_ms = parcel.sends.iter().map(|s| s.expires_ms).max().unwrap_or(0);
+                    jobs.push((Some(seq), parcel.clone()));
+                    let row = Row {
+                        parcel,
+                        recipient: None,
+                        rumor: None,
+                        event: None,
+                        taken: BTreeSet::new(),
+                        refused: BTreeMap::new(),
+                        due: now + Duration::from_secs(30),
+                        retry: RETRY_FIRST,
+                        rewrap: REWRAP_FIRST,
+                        expires_ms,
+                    };
+                    self.rows.insert(seq, row);
+                }
+                Order::Try(parcel) => jobs.push((None, parcel)),
+                _ => {}
+            }
+        }
+        self.seal(jobs);
+    }
+
+    fn seal(&self, jobs: Vec<(Option<u64>, Parcel)>) {
+        for chunk in jobs.chunks(SEAL_BATCH) {
+            let (chunk, sealer, sealed) = (chunk.to_vec(), self.sealer.clone(), self.sealed.clone());
+            tokio::task::spawn_blocking(move || {
+                let done = chunk.iter().map(|(seq, parcel)| sealer.close(*seq, parcel).map_err(|e| (*seq, e))).collect();
+                crash::point("sealed", &[]);
+                let _ = sealed.send(done);
+            });
+        }
+    }
+
+    async fn publish(&mut self, done: Vec<Result<Sealed, (Option<u64>, String)>>) {
+        for outcome in done {
+            let sealed = match outcome {
+                Ok(sealed) => sealed,
+                Err((seq, error)) => {
+                    tracing::error!(error, "a message could not be sealed and is given up");
+                    self.finish(seq.into_iter().collect());
+                    continue;
+                }
+            };
+            let mut to = self.relays.clone();
+            if let Some(seq) = sealed.seq {
+                let Some(row) = self.rows.get_mut(&seq) else { continue };
+                self.by_wrap.insert(sealed.event.event_id(), seq);
+                self.by_rumor.insert(sealed.rumor, seq);
+                (row.rumor, row.recipient) = (Some(sealed.rumor), Some(sealed.recipient));
+                row.event = Some(sealed.event.clone());
+                to.extend(row.parcel.sends.iter().flat_map(|s| s.relays.iter().cloned()).filter(|r| r.starts_with("wss://")));
+                to.sort();
+                to.dedup();
+            }
+            self.send(&sealed.event, &to).await;
+        }
+        crash::point("published", &[]);
+    }
+
+    async fn send(&self, event: &Outgoing, relays: &[String]) {
+        // A relay that is not ours is one where the recipient said it reads.
+        for relay in relays.iter().filter(|r| !self.relays.contains(r)) {
+            if let Err(error) = self.carrier.add_relay(relay) {
+                tracing::debug!(code = error.code(), "a recipient's relay is not used: {error}");
+            }
+        }
+        if let Err(error) = self.carrier.publish(event, relays).await {
+            tracing::warn!(code = error.code(), "a message waits: {error}");
+        }
+    }
+
+    fn acked(&mut self, from: PublicKey, rumors: &[String]) {
+        let mut done = Vec::new();
+        for rumor in rumors {
+            let Ok(rumor) = EventId::from_hex(rumor) else { continue };
+            let Some(seq) = self.by_rumor.get(&rumor) else { continue };
+            // Only the recipient may say so; a reply key answers as its owner, whose identity the sealed bid went to.
+            let addressed = self.rows.get(seq).is_some_and(|r| {
+                r.recipient == Some(from) || r.parcel.sends.iter().any(|s| matches!(s.to, Addressee::Reply(_)))
+            });
+            if addressed {
+                done.push(*seq);
+            }
+        }
+        self.finish(done);
+    }
+
+    fn finish(&mut self, seqs: Vec<u64>) {
+        for seq in &seqs {
+            if let Some(row) = self.rows.remove(seq) {
+                row.rumor.map(|r| self.by_rumor.remove(&r));
+                row.event.map(|e| self.by_wrap.remove(&e.event_id()));
+            }
+        }
+        if !seqs.is_empty() {
+            self.mailbox.post(Mail::Delivered(seqs));
+        }
+    }
+
+    fn answered(&mut self, event_id: EventId, relay: Arc<str>, outcome: Outcome) {
+        let Some(row) = self.by_wrap.get(&event_id).and_then(|seq| self.rows.get_mut(seq)) else { return };
+        let now = Instant::now();
+        match outcome {
+            Outcome::Accepted | Outcome::Duplicate => {
+                row.refused.remove(&relay);
+                row.taken.insert(relay);
+                row.due = now + row.rewrap;
+            }
+            Outcome::Final(why) => {
+                tracing::warn!(relay = &*relay, why, "a relay will never take this message");
+                row.refused.insert(relay, why);
+            }
+            Outcome::Unknown(_) | Outcome::Retry(_) => {
+                if row.taken.is_empty() {
+                    row.due = now + row.retry;
+                    row.retry = (row.retry * 2).min(RETRY_CAP);
+                }
+            }
+        }
+    }
+
+    /// A relay that comes back may have lost what it had: everything unacknowledged is offered to it again.
+    async fn reconnected(&mut self, relay: &Arc<str>) {
+        let events: Vec<_> = self.rows.values().filter_map(|r| r.event.clone()).collect();
+        for event in events {
+            self.send(&event, &[relay.to_string()]).await;
+        }
+    }
+
+    async fn look_after(&mut self) {
+        let (now, now_ms) = (Instant::now(), clock::now_ms());
+        let expired: Vec<u64> = self.rows.iter().filter(|(_, r)| r.expires_ms <= now_ms).map(|(seq, _)| *seq).collect();
+        if !expired.is_empty() {
+            tracing::warn!(count = expired.len(), "messages expired before their recipients acknowledged them");
+            self.finish(expired);
+        }
+        let mut again = Vec::new();
+        let mut anew = Vec::new();
+        for (seq, row) in self.rows.iter_mut().filter(|(_, r)| r.due <= now) {
+            if row.taken.is_empty() {
+                row.due = now + row.retry;
+                row.retry = (row.retry * 2).min(RETRY_CAP);
+                again.extend(row.event.clone());
+            } else {
+                row.rewrap = (row.rewrap * 2).min(REWRAP_CAP);
+                row.due = now + row.rewrap;
+                anew.push((Some(*seq), row.parcel.clone()));
+            }
+        }
+        for event in again {
+            self.send(&event, &self.relays).await;
+        }
+        self.seal(anew);
+    }
+}
+
+impl Sealer {
+    fn close(&self, seq: Option<u64>, parcel: &Parcel) -> Result<Sealed, String> {
+        let first = parcel.sends.first().ok_or("an empty parcel")?;
+        let now_s = clock::now_ms() / 1000;
+        let (recipient, pow) = self.recipient(&first.to, now_s)?;
+        let audience = match &first.to {
+            Addressee::Pool(name) => format!("pool:{name}"),
+            Addressee::Peer(_) | Addressee::Reply(_) => recipient.to_hex(),
+        };
+        let mut objects = Vec::with_capacity(parcel.sends.len());
+        for send in &parcel.sends {
+            let message = Message { to: audience.clone(), body: self.finished(send)? };
+            objects.push(message.to_value().map_err(|e| e.to_string())?);
+        }
+        let content = match objects.as_slice() {
+            [one] => one.to_string(),
+            _ => Value::Array(objects).to_string(),
+        };
+        let expires_ms = parcel.sends.iter().map(|s| s.expires_ms).max().unwrap_or(0);
+        let life_s = (expires_ms / 1000).saturating_sub(parcel.created_s).clamp(60, 29 * 86_400);
+        let draft = Draft {
+            author: self.identity.nostr().public_key(),
+            recipient,
+            content,
+            reply_to: None,
+            created_at_s: parcel.created_s,
+            expires_at_s: Some(parcel.created_s + life_s),
+        };
+        let kind = if first.ephemeral { Delivery::Ephemeral } else { Delivery::Stored };
+        let envelope = Envelope::new(draft, kind, pow).map_err(|e| e.to_string())?;
+        let event = envelope.close(&self.conversations, self.identity.nostr(), now_s).map_err(|e| e.to_string())?;
+        Ok(Sealed { seq, rumor: envelope.rumor_id(), recipient, event: Outgoing::from_event(&event) })
+    }
+
+    fn recipient(&self, to: &Addressee, now_s: u64) -> Result<(PublicKey, u8), String> {
+        match to {
+            Addressee::Peer(key) | Addressee::Reply(key) => Ok((PublicKey::from_hex(key).map_err(|e| e.to_string())?, 0)),
+            Addressee::Pool(name) => {
+                let secret = self.pools.get(name).ok_or("not a member of the pool")?;
+                let keys: Keys = secret.day_keys(utc_day(now_s)).map_err(|e| e.to_string())?;
+                Ok((keys.public_key(), self.pool_pow_bits))
+            }
+        }
+    }
+
+    /// Signs what the step left unsigned. Ed25519 is deterministic: sealing twice signs alike.
+    fn finished(&self, send: &Send) -> Result<Body, String> {
+        let mut body = send.body.clone();
+        if let Some(entry) = body.entry_mut() {
+            let bytes = entry.signing_bytes().map_err(|e| e.to_string())?;
+            entry.sig = hex::encode(self.identity.sign_proof(&bytes));
+        }
+        match &mut body {
+            Body::Update(update) => {
+                if let News::Completed(result) = &mut update.news {
+                    let bytes = result.proof.signing_bytes().map_err(|e| e.to_string())?;
+                    result.proof.sig = hex::encode(self.identity.sign_proof(&bytes));
+                }
+            }
+            Body::Offer(offer) => {
+                offer.reply = self.identity.reply_key(&offer.task).map_err(|e| e.to_string())?.public_key().to_hex();
+            }
+            _ => {}
+        }
+        Ok(body)
+    }
+}

@@ -1,0 +1,327 @@
+//! Arrivals: what relays bring is verified, opened and parsed here, in parallel and before the loop sees any of it.
+//!
+//! Order is kept: a marker that all inboxes were read to their end reaches the loop only after everything read before it.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nostr::{Event, EventId, PublicKey};
+use tokio::sync::mpsc;
+
+use super::core::{Arrival, Mail};
+use super::delivery::Tell;
+use super::{Mailbox, clock};
+use crate::carrier::{CarrierEvent, RelayState};
+use crate::domain::step::{Incoming, Input, PlanFacts, Refused};
+use crate::labor;
+use crate::wire::binding::{Binding, BoundKeys};
+use crate::wire::message::{Body, Message, News};
+use crate::wire::verify::{Inbox, Keyring, Verified, verify};
+
+/// Events verified in one go.
+const CHUNK: usize = 64;
+/// Wraps remembered to spare the work of opening a copy.
+const RECENT_WRAPS: usize = 65_536;
+/// Verified bindings remembered.
+const BINDINGS_MAX: usize = 4_096;
+/// Without any relay after this long the node goes on by itself.
+const ALONE_AFTER: Duration = Duration::from_secs(5);
+
+/// What turns events into arrivals.
+pub struct Opener {
+    /// Our inbox keys.
+    pub keyring: Arc<Keyring>,
+    bindings: Mutex<BTreeMap<(String, String), BoundKeys>>,
+    me: String,
+}
+
+impl Opener {
+    /// An opener for this ring.
+    pub fn new(keyring: Arc<Keyring>, me: String) -> Self {
+        Self { keyring, bindings: Mutex::default(), me }
+    }
+
+    /// Verifies and opens one event.
+    ///
+    /// # Errors
+    /// The stable code of the refusal.
+    pub fn open(&self, event: &Event, now_s: u64) -> Result<Opened, &'static str> {
+        let verified = verify(event, &self.keyring, now_s).map_err(|refusal| refusal.code())?;
+        let pool = match &verified.inbox {
+            Inbox::Pool { name, .. } => Some(name.clone()),
+            Inbox::Own | Inbox::Task(_) => None,
+        };
+        let audience = |to: &str| match &verified.inbox {
+            Inbox::Own => to == self.me,
+            Inbox::Pool { name, .. } => to.strip_prefix("pool:") == Some(name),
+            Inbox::Task(task) => self.is_reply_key(to, task),
+        };
+        let parsed = Message::parse(&verified.content, audience).map_err(|e| e.code())?;
+        let mut arrival = Arrival {
+            from: verified.author.to_hex(),
+            author: verified.author.to_bytes(),
+            rumor: verified.rumor_id.to_bytes(),
+            wrap: verified.wrap_id.to_bytes(),
+            expires_s: verified.expires_at_s.unwrap_or(verified.created_at_s + 30 * 86_400) + 86_400,
+            stored: !verified.ephemeral,
+            pool: pool.is_some(),
+            messages: Vec::new(),
+            refused: Vec::new(),
+        };
+        let mut acked = Vec::new();
+        for message in parsed {
+            match message {
+                Err(error) => arrival.refused.push(error.code()),
+                Ok(Message { body: Body::Ack(ack), .. }) => acked.extend(ack.rumors),
+                Ok(message) => match self.admit(&verified, message.body, pool.clone(), now_s) {
+                    Ok(incoming) => arrival.messages.push(incoming),
+                    Err(code) => arrival.refused.push(code),
+                },
+            }
+        }
+        Ok(Opened { author: verified.author, acked, arrival })
+    }
+
+    fn is_reply_key(&self, to: &str, task: &str) -> bool {
+        PublicKey::from_hex(to).is_ok_and(|key| {
+            self.keyring.inboxes().iter().any(|(k, inbox)| *k == key && matches!(inbox, Inbox::Task(t) if t == task))
+        })
+    }
+
+    fn admit(&self, verified: &Verified, body: Body, pool: Option<String>, now_s: u64) -> Result<Incoming, &'static str> {
+        let public = matches!(body, Body::Ad(_) | Body::Offer(_) | Body::Withdraw(_));
+        if pool.is_some() && !public {
+            return Err("pool_private");
+        }
+        if body.entry().is_some_and(|entry| !entry.is_signed()) {
+            return Err("entry_signature");
+        }
+        if let Body::Update(update) = &body
+            && let News::Completed(result) = &update.news
+            && !result.proof.is_signed()
+        {
+            return Err("proof_signature");
+        }
+        let keys = match binding_of(&body) {
+            Some(binding) => Some(self.bound(verified.author, binding, now_s)?),
+            None => None,
+        };
+        let plan = match &body {
+            Body::Award(award) | Body::Request(award) => Some(plan(&award.skill, &award.input)),
+            _ => None,
+        };
+        Ok(Incoming { from: verified.author.to_hex(), body, pool, plan, keys })
+    }
+
+    fn bound(&self, author: PublicKey, binding: &Binding, now_s: u64) -> Result<BoundKeys, &'static str> {
+        let name = (author.to_hex(), binding.sig_ed25519.clone());
+        if let Ok(known) = self.bindings.lock()
+            && let Some(keys) = known.get(&name)
+            && keys.not_after_s > now_s
+            && binding.statement.ed25519 == hex::encode(keys.ed25519)
+        {
+            return Ok(keys.clone());
+        }
+        let keys = binding.verify(&author, now_s).map_err(|e| e.code())?;
+        if let Ok(mut known) = self.bindings.lock() {
+            if known.len() >= BINDINGS_MAX {
+                known.clear();
+            }
+            known.insert(name, keys.clone());
+        }
+        Ok(keys)
+    }
+}
+
+/// What one event brought.
+pub struct Opened {
+    /// Who sent it.
+    pub author: PublicKey,
+    /// Rumors it acknowledges.
+    pub acked: Vec<String>,
+    /// The rest.
+    pub arrival: Arrival,
+}
+
+fn binding_of(body: &Body) -> Option<&Binding> {
+    match body {
+        Body::Ad(ad) => Some(&ad.binding),
+        Body::Bid(bid) => Some(&bid.binding),
+        Body::Award(award) | Body::Request(award) => Some(&award.binding),
+        Body::Accept(accept) => Some(&accept.binding),
+        _ => None,
+    }
+}
+
+/// What a skill says of an input, as the decisions need it.
+pub fn plan(skill: &str, input: &serde_json::Value) -> Result<PlanFacts, Refused> {
+    labor::skills::plan(skill, input)
+        .map(|plan| PlanFacts { units: plan.units, output_bytes_max: plan.output_bytes_max })
+        .map_err(|e| Refused::new(e.code(), e.to_string()))
+}
+
+/// Copies of a wrap, dropped before they cost a decryption.
+#[derive(Default)]
+struct Recent {
+    ids: HashSet<EventId>,
+    order: VecDeque<EventId>,
+}
+
+impl Recent {
+    fn insert(&mut self, id: EventId) -> bool {
+        if !self.ids.insert(id) {
+            return false;
+        }
+        self.order.push_back(id);
+        if self.order.len() > RECENT_WRAPS
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.ids.remove(&oldest);
+        }
+        true
+    }
+}
+
+/// What the carrier's events say of the relays.
+#[derive(Debug, Default)]
+struct Reach {
+    connected: BTreeMap<Arc<str>, Option<u64>>,
+    told: bool,
+}
+
+impl Reach {
+    /// Whether every connected relay has been read to its end since `generation`.
+    fn caught_up(&self, generation: u64) -> bool {
+        !self.connected.is_empty() && self.connected.values().all(|at| at.is_some_and(|at| at >= generation))
+    }
+}
+
+/// Reads the carrier until it ends.
+pub async fn run(
+    opener: Arc<Opener>,
+    mut events: mpsc::Receiver<CarrierEvent>,
+    mailbox: Mailbox,
+    delivery: mpsc::UnboundedSender<Tell>,
+    generation: Arc<std::sync::atomic::AtomicU64>,
+    counters: Arc<Mutex<super::core::Counters>>,
+) {
+    let mut recent = Recent::default();
+    let mut reach = Reach::default();
+    let alone = tokio::time::sleep(ALONE_AFTER);
+    tokio::pin!(alone);
+    let mut waiting_alone = true;
+    loop {
+        let first = tokio::select! {
+            event = events.recv() => match event { Some(event) => event, None => return },
+            () = &mut alone, if waiting_alone => {
+                waiting_alone = false;
+                if reach.connected.is_empty() && !reach.told {
+                    mailbox.post(Mail::Fact(Input::CaughtUp { online: false }));
+                }
+                continue;
+            }
+        };
+        let mut chunk = Vec::new();
+        let mut rest = vec![first];
+        while chunk.len() + rest.len() < CHUNK {
+            match events.try_recv() {
+                Ok(event) => rest.push(event),
+                Err(_) => break,
+            }
+        }
+        for event in rest {
+            match event {
+                CarrierEvent::Arrived { event, .. } => {
+                    if recent.insert(event.id) {
+                        chunk.push(event);
+                    }
+                }
+                other => {
+                    // What was read before a state change is let in before it is told.
+                    forward(&opener, std::mem::take(&mut chunk), &mailbox, &delivery, &counters, &mut recent).await;
+                    tell(other, &mut reach, &mailbox, &delivery, generation.load(std::sync::atomic::Ordering::SeqCst));
+                }
+            }
+        }
+        forward(&opener, chunk, &mailbox, &delivery, &counters, &mut recent).await;
+    }
+}
+
+async fn forward(
+    opener: &Arc<Opener>,
+    chunk: Vec<Box<Event>>,
+    mailbox: &Mailbox,
+    delivery: &mpsc::UnboundedSender<Tell>,
+    counters: &Arc<Mutex<super::core::Counters>>,
+    recent: &mut Recent,
+) {
+    if chunk.is_empty() {
+        return;
+    }
+    let now_s = clock::now_ms() / 1000;
+    // Two halves on two threads: opening is nearly all elliptic-curve work.
+    let half = chunk.len().div_ceil(2);
+    let mut halves = chunk.into_iter();
+    let (left, right): (Vec<_>, Vec<_>) = (halves.by_ref().take(half).collect(), halves.collect());
+    let open = |events: Vec<Box<Event>>| {
+        let opener = opener.clone();
+        tokio::task::spawn_blocking(move || events.iter().map(|e| (e.id, opener.open(e, now_s))).collect::<Vec<_>>())
+    };
+    let (left, right) = (open(left), open(right));
+    let opened = left.await.into_iter().chain(right.await).flatten();
+    for (id, outcome) in opened {
+        match outcome {
+            Ok(opened) => {
+                if !opened.acked.is_empty() {
+                    let _ = delivery.send(Tell::Acked { from: opened.author, rumors: opened.acked });
+                }
+                mailbox.deliver(Mail::Arrival(Box::new(opened.arrival))).await;
+            }
+            Err(code) => {
+                // A tampered copy must not shadow the real event of the same id.
+                recent.ids.remove(&id);
+                tracing::debug!(code, "event refused");
+                if let Ok(mut counters) = counters.lock() {
+                    *counters.dropped.entry(code.to_owned()).or_default() += 1;
+                }
+            }
+        }
+    }
+}
+
+fn tell(event: CarrierEvent, reach: &mut Reach, mailbox: &Mailbox, delivery: &mpsc::UnboundedSender<Tell>, generation: u64) {
+    match event {
+        CarrierEvent::Published { event_id, relay, outcome } => {
+            let _ = delivery.send(Tell::Published { event_id, relay, outcome });
+        }
+        CarrierEvent::Relay { url, state } => match state {
+            RelayState::Connected => {
+                tracing::info!(relay = &*url, "connected");
+                if reach.connected.is_empty() {
+                    mailbox.post(Mail::Fact(Input::Draining));
+                }
+                reach.connected.insert(url.clone(), None);
+                let _ = delivery.send(Tell::Connected(url));
+            }
+            RelayState::CaughtUp { generation: at } => {
+                reach.connected.insert(url, Some(at));
+                if reach.caught_up(generation) {
+                    reach.told = true;
+                    mailbox.post(Mail::Fact(Input::CaughtUp { online: true }));
+                }
+            }
+            RelayState::Disconnected { reason, retry_in_ms } => {
+                tracing::warn!(relay = &*url, reason, retry_in_ms, "disconnected");
+                let was = reach.connected.remove(&url).is_some();
+                if was && reach.connected.is_empty() {
+                    mailbox.post(Mail::Fact(Input::CaughtUp { online: false }));
+                }
+            }
+            RelayState::SubscriptionRefused { message, .. } => tracing::warn!(relay = &*url, message, "subscription refused"),
+            RelayState::HistoryGap { at_s, .. } => tracing::warn!(relay = &*url, at_s, "the relay hides part of its history"),
+            RelayState::Connecting => {}
+        },
+        CarrierEvent::Arrived { .. } => {}
+    }
+}

@@ -1,0 +1,424 @@
+//! Leases at work: the bridge between the loop's orders and the worker processes.
+//!
+//! Foreign work runs in a worker of low priority, the owner's own work and all checking in another of normal priority.
+//! Either is started when first needed and ends with this process.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use super::Mailbox;
+use super::core::{CheckOrder, Mail, Order};
+use crate::domain::step::{Findings, Input, LaborNews};
+use crate::labor::frames::Units;
+use crate::labor::skills;
+use crate::labor::supervisor::{StartJob, Supervisor, SupervisorConfig, SupervisorHandle, WorkerClass, WorkerEvent};
+use crate::wire::canonical;
+use crate::wire::merkle;
+use crate::wire::proof::Evidence;
+
+/// How workers are run.
+#[derive(Debug, Clone)]
+pub struct LaborSettings {
+    /// This node's Nostr key, hex.
+    pub me: String,
+    /// The program: this binary.
+    pub program: PathBuf,
+    /// Threads.
+    pub threads: u32,
+    /// Memory limit, bytes.
+    pub memory_limit_bytes: u64,
+    /// Silence that counts as hanging, milliseconds.
+    pub hang_timeout_ms: u64,
+    /// Time a soft stop has before the worker is killed, milliseconds.
+    pub soft_stop_ms: u64,
+    /// Units between checkpoints; 0 for the skill's own choice.
+    pub checkpoint_every_units: u32,
+    /// Folder for the workers' directories.
+    pub scratch: PathBuf,
+}
+
+enum Job {
+    Work { key: String, skill: String, input: Value, commitment: String },
+    Check(Box<CheckOrder>),
+    Evidence { key: String, skill: String, profile: String, ours: Vec<u8> },
+}
+
+struct Station {
+    handle: SupervisorHandle,
+    profile: String,
+    jobs: HashMap<u64, Job>,
+}
+
+/// The task that runs leases.
+pub struct Leases {
+    settings: LaborSettings,
+    mailbox: Mailbox,
+    foreign: Option<Station>,
+    own: Option<Station>,
+    next: u64,
+    /// Engagements that stop at their next checkpoint.
+    stop_after: Vec<String>,
+    status: Arc<std::sync::Mutex<Option<String>>>,
+}
+
+type Events = mpsc::Receiver<WorkerEvent>;
+
+impl Leases {
+    /// Runs until the channel closes, then ends the workers. `status` holds the numeric profile once known.
+    pub async fn run(
+        settings: LaborSettings,
+        mailbox: Mailbox,
+        mut orders: mpsc::UnboundedReceiver<Order>,
+        status: Arc<std::sync::Mutex<Option<String>>>,
+        mut cores: tokio::sync::watch::Receiver<u32>,
+    ) {
+        let mut this = Self { settings, mailbox, foreign: None, own: None, next: 1, stop_after: Vec::new(), status };
+        let (mut foreign_events, mut own_events): (Option<Events>, Option<Events>) = (None, None);
+        loop {
+            tokio::select! {
+                order = orders.recv() => {
+                    let Some(order) = order else { break };
+                    this.obey(order, &mut foreign_events, &mut own_events);
+                }
+                event = next(&mut foreign_events) => this.hear(false, event).await,
+                event = next(&mut own_events) => this.hear(true, event).await,
+                changed = cores.changed() => {
+                    if changed.is_err() { break }
+                    this.settings.threads = (*cores.borrow()).max(1);
+                }
+            }
+        }
+        for station in this.foreign.into_iter().chain(this.own) {
+            station.handle.shutdown().await;
+        }
+    }
+
+    fn station(&mut self, own: bool, events: &mut Option<Events>) -> Option<&mut Station> {
+        let slot = if own { &mut self.own } else { &mut self.foreign };
+        if slot.is_none() {
+            let config = SupervisorConfig {
+                program: self.settings.program.clone(),
+                args: vec!["worker".into()],
+                class: if own { WorkerClass::Own } else { WorkerClass::Foreign },
+                threads: self.settings.threads,
+                memory_limit_bytes: self.settings.memory_limit_bytes,
+                hang_timeout_ms: self.settings.hang_timeout_ms,
+                scratch_dir: self.settings.scratch.join(if own { "own" } else { "foreign" }),
+            };
+            match Supervisor::start(config) {
+                Ok((handle, receiver)) => {
+                    *events = Some(receiver);
+                    *slot = Some(Station { handle, profile: String::new(), jobs: HashMap::new() });
+                }
+                Err(error) => tracing::error!(code = error.code(), "no worker can be started: {error}"),
+            }
+        }
+        slot.as_mut()
+    }
+
+    fn obey(&mut self, order: Order, foreign: &mut Option<Events>, own: &mut Option<Events>) {
+        match order {
+            Order::Start { key, skill, input, commitment, checkpoint, foreign: is_foreign } => {
+                let running = [&self.foreign, &self.own].into_iter().flatten().any(|s| s.jobs.values().any(|j| matches!(j, Job::Work { key: k, .. } if *k == key)));
+                if running {
+                    return;
+                }
+                let every = match self.settings.checkpoint_every_units {
+                    0 => skills::plan(&skill, &input).map_or(8, |plan| plan.units_per_checkpoint),
+                    n => n,
+                };
+                let job = Job::Work { key: key.clone(), skill: skill.clone(), input: input.clone(), commitment };
+                let start = StartJob { job: 0, skill, input, units: Units::All, threads: 0, foreign: is_foreign, checkpoint, checkpoint_every_units: every };
+                let events = if is_foreign { foreign } else { own };
+                if !self.launch(!is_foreign, events, start, job) {
+                    self.news(key, LaborNews::Lost { code: "worker_start".into() });
+                }
+            }
+            Order::SoftStop { key, after_checkpoint } => self.soft_stop(&key, after_checkpoint),
+            Order::Check(order) => self.check(*order, own),
+            Order::Evidence { key, skill, input, units, unit_count, evidence, profile } => {
+                self.evidence(own, key, skill, input, &units, unit_count, &evidence, profile);
+            }
+            _ => {}
+        }
+    }
+
+    fn launch(&mut self, own: bool, events: &mut Option<Events>, mut start: StartJob, job: Job) -> bool {
+        let number = self.next;
+        self.next += 1;
+        start.job = number;
+        let Some(station) = self.station(own, events) else { return false };
+        if station.handle.start(start).is_err() {
+            return false;
+        }
+        station.jobs.insert(number, job);
+        true
+    }
+
+    fn soft_stop(&mut self, key: &str, after_checkpoint: bool) {
+        if after_checkpoint {
+            self.stop_after.push(key.to_owned());
+            return;
+        }
+        let deadline_ms = self.settings.soft_stop_ms;
+        for station in [&self.foreign, &self.own].into_iter().flatten() {
+            for (number, job) in &station.jobs {
+                if matches!(job, Job::Work { key: k, .. } if k == key) {
+                    let _ = station.handle.soft_stop(*number, deadline_ms);
+                    return;
+                }
+            }
+        }
+        // It was never started, or has ended in the meantime.
+        self.news(key.to_owned(), LaborNews::Lost { code: "worker_idle".into() });
+    }
+
+    fn news(&self, key: String, news: LaborNews) {
+        self.mailbox.post(Mail::Fact(Input::Labor { key, news }));
+    }
+
+    async fn hear(&mut self, own: bool, event: Option<WorkerEvent>) {
+        let slot = if own { &mut self.own } else { &mut self.foreign };
+        let Some(event) = event else {
+            // The supervisor is gone with all its jobs; the next order starts another.
+            let lost: Vec<Job> = slot.take().map(|s| s.jobs.into_values().collect()).unwrap_or_default();
+            lost.into_iter().for_each(|job| self.lost(job, "worker_exited"));
+            return;
+        };
+        let Some(station) = slot.as_mut() else { return };
+        match event {
+            WorkerEvent::Started { pid } => tracing::info!(pid, own, "worker started"),
+            WorkerEvent::Described { profile, .. } => {
+                station.profile.clone_from(&profile);
+                if let Ok(mut status) = self.status.lock() {
+                    *status = Some(profile);
+                }
+            }
+            WorkerEvent::Progress { job, units_done, .. } => {
+                if let Some(Job::Work { key, .. }) = station.jobs.get(&job) {
+                    let key = key.clone();
+                    self.news(key, LaborNews::Progress { units_done });
+                }
+            }
+            WorkerEvent::Checkpoint { job, units_done, bytes } => {
+                let Some(Job::Work { key, .. }) = station.jobs.get(&job) else { return };
+                let key = key.clone();
+                if let Some(at) = self.stop_after.iter().position(|k| *k == key) {
+                    self.stop_after.swap_remove(at);
+                    let _ = station.handle.soft_stop(job, self.settings.soft_stop_ms);
+                }
+                self.news(key, LaborNews::Checkpoint { units_done, bytes });
+            }
+            WorkerEvent::CheckpointRefused { job, code, message } => tracing::warn!(job, code, message, "the checkpoint is of no use: from the first unit"),
+            WorkerEvent::Done { job, units, executed_units, resumed_from } => {
+                let profile = station.profile.clone();
+                if let Some(done) = station.jobs.remove(&job) {
+                    self.done(done, units, executed_units, resumed_from, profile);
+                }
+            }
+            WorkerEvent::Stopped { job, checkpoint, units_done, executed_units } => {
+                if let Some(Job::Work { key, .. }) = station.jobs.remove(&job) {
+                    self.stop_after.retain(|k| *k != key);
+                    self.news(key, LaborNews::Stopped { units_done, bytes: checkpoint, executed: executed_units });
+                }
+            }
+            WorkerEvent::Failed { job, code, message } => match station.jobs.remove(&job) {
+                Some(Job::Work { key, .. }) => self.news(key, LaborNews::Failed { code, message }),
+                Some(other) => self.lost(other, &code),
+                None => {}
+            },
+            WorkerEvent::Exited { jobs, code, message } => {
+                tracing::warn!(code, message, "a worker is gone");
+                let lost: Vec<Job> = jobs.iter().filter_map(|j| station.jobs.remove(j)).collect();
+                lost.into_iter().for_each(|job| self.lost(job, code));
+            }
+        }
+    }
+
+    fn lost(&mut self, job: Job, code: &str) {
+        match job {
+            Job::Work { key, .. } => {
+                self.stop_after.retain(|k| *k != key);
+                self.news(key, LaborNews::Lost { code: code.to_owned() });
+            }
+            // What cannot be recomputed is not verified, and said so.
+            Job::Check(order) => {
+                let findings = Findings { assurance: "schema".into(), input: true, output: true, schema: Some(true), units_checked: 0, fault: None };
+                self.checked(&order, findings);
+            }
+            Job::Evidence { key, .. } => self.mailbox.post(Mail::Fact(Input::EvidenceChecked { key, holds: false })),
+        }
+    }
+
+    fn done(&mut self, job: Job, units: Vec<Vec<u8>>, executed: u32, resumed_from: u32, profile: String) {
+        match job {
+            Job::Work { key, skill, input, commitment } => {
+                let mut parts = key.split('/').skip(1);
+                let task = parts.next().unwrap_or_default();
+                let award_no = parts.next().and_then(|n| n.parse().ok()).unwrap_or(0);
+                let root = root_of(task, award_no, &self.settings.me, &commitment, &units);
+                let news = finish(&skill, &input, &units, root, executed, resumed_from, profile);
+                self.news(key, news);
+            }
+            Job::Check(order) => {
+                let findings = compare(&order, &units, &profile);
+                self.checked(&order, findings);
+            }
+            Job::Evidence { key, skill, profile: claimed, ours } => {
+                let agrees = units.first().is_some_and(|unit| skills::compare(&skill, &claimed, &profile, &ours, unit));
+                self.mailbox.post(Mail::Fact(Input::EvidenceChecked { key, holds: !agrees }));
+            }
+        }
+    }
+
+    fn checked(&self, order: &CheckOrder, findings: Findings) {
+        self.mailbox.post(Mail::Fact(Input::Checked { task: order.task.clone(), award_no: order.award_no, findings }));
+    }
+
+    /// First what needs no computing: commitment, hashes, root, aggregate, shape. Then the sample, in the own worker.
+    fn check(&mut self, order: CheckOrder, own: &mut Option<Events>) {
+        match precheck(&order) {
+            Err(findings) => self.checked(&order, findings),
+            Ok(findings) if order.sample.is_empty() || !cfg!(feature = "labor") => self.checked(&order, findings),
+            Ok(findings) => {
+                let start = StartJob {
+                    job: 0,
+                    skill: order.skill.clone(),
+                    input: order.input.clone(),
+                    units: Units::Only(order.sample.clone()),
+                    threads: 0,
+                    foreign: false,
+                    checkpoint: None,
+                    checkpoint_every_units: 0,
+                };
+                if !self.launch(true, own, start, Job::Check(Box::new(order.clone()))) {
+                    self.checked(&order, findings);
+                }
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn evidence(&mut self, own: &mut Option<Events>, key: String, skill: String, input: Value, units: &[u8], unit_count: u32, evidence: &Evidence, profile: String) {
+        let index = evidence.unit.filter(|unit| *unit < unit_count && evidence.code == "unit_mismatch");
+        let size = units.len().checked_div(unit_count as usize).unwrap_or(0);
+        let ours = index.and_then(|unit| units.get(unit as usize * size..(unit as usize + 1) * size)).map(<[u8]>::to_vec);
+        let (Some(unit), Some(ours)) = (index, ours) else {
+            // Any other fault would be one of our own making, which we can rule out: the result was put together here.
+            self.mailbox.post(Mail::Fact(Input::EvidenceChecked { key, holds: false }));
+            return;
+        };
+        let start = StartJob { job: 0, skill: skill.clone(), input, units: Units::Only(vec![unit]), threads: 0, foreign: false, checkpoint: None, checkpoint_every_units: 0 };
+        if !self.launch(true, own, start, Job::Evidence { key: key.clone(), skill, profile, ours }) {
+            self.mailbox.post(Mail::Fact(Input::EvidenceChecked { key, holds: false }));
+        }
+    }
+}
+
+async fn next(events: &mut Option<Events>) -> Option<WorkerEvent> {
+    match events {
+        Some(receiver) => {
+            let event = receiver.recv().await;
+            if event.is_none() {
+                *events = None;
+            }
+            event
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Puts a finished job together: output, hashes, root.
+fn finish(skill: &str, input: &Value, units: &[Vec<u8>], root: String, executed: u32, resumed_from: u32, profile: String) -> LaborNews {
+    let failed = |code: &str, message: String| LaborNews::Failed { code: code.to_owned(), message };
+    let output = match skills::aggregate(skill, input, units) {
+        Ok(output) => output,
+        Err(error) => return failed(error.code(), error.to_string()),
+    };
+    let output_hash = match output_hash(&output) {
+        Ok(hash) => hash,
+        Err(message) => return failed("output_invalid", message),
+    };
+    LaborNews::Done { output, output_hash, units: units.concat(), root, executed, resumed_from, profile }
+}
+
+fn output_hash(output: &Value) -> Result<String, String> {
+    canonical::canonical_json(output).map(|bytes| canonical::sha256_hex(&bytes)).map_err(|e| e.to_string())
+}
+
+/// The Merkle root that stands in the proof, hex.
+fn root_of(task: &str, award_no: u32, executor: &str, commitment: &str, units: &[Vec<u8>]) -> String {
+    let context = merkle::ResultContext {
+        task: task.as_bytes(),
+        award_no: u64::from(award_no),
+        executor: executor.as_bytes(),
+        input_commitment: commitment.as_bytes(),
+    };
+    merkle::result_root(&context, units).map(hex::encode).unwrap_or_default()
+}
+
+fn precheck(order: &CheckOrder) -> Result<Findings, Findings> {
+    let mut findings = Findings { assurance: "none".into(), input: true, output: false, schema: None, units_checked: 0, fault: None };
+    let fault = |code: &str, expected: String, received: String| Some(Evidence { code: code.into(), unit: None, expected, received });
+    findings.input = order.proof.commitment == order.commitment;
+    let received = output_hash(&order.output).unwrap_or_default();
+    if received != order.proof.output {
+        findings.fault = fault("output_mismatch", received, order.proof.output.clone());
+        return Err(findings);
+    }
+    let count = order.proof.units as usize;
+    let bytes = STANDARD.decode(&order.units).unwrap_or_default();
+    let size = bytes.len().checked_div(count).unwrap_or(0);
+    if size == 0 || size * count != bytes.len() {
+        findings.fault = fault("units_mismatch", count.to_string(), bytes.len().to_string());
+        return Err(findings);
+    }
+    let units: Vec<Vec<u8>> = bytes.chunks(size).map(<[u8]>::to_vec).collect();
+    let root = root_of(&order.task, order.award_no, &order.proof.executor, &order.commitment, &units);
+    if root != order.proof.root {
+        findings.fault = fault("root_mismatch", root, order.proof.root.clone());
+        return Err(findings);
+    }
+    match skills::aggregate(&order.skill, &order.input, &units) {
+        Ok(aggregate) if output_hash(&aggregate).as_ref() == Ok(&order.proof.output) => {
+            findings.assurance = "schema".into();
+            findings.output = true;
+            findings.schema = Some(true);
+            Ok(findings)
+        }
+        Ok(aggregate) => {
+            findings.fault = fault("aggregate_mismatch", output_hash(&aggregate).unwrap_or_default(), order.proof.output.clone());
+            Err(findings)
+        }
+        // A skill that this node does not have cannot be checked any further.
+        Err(error) if error.code() == "skill_unknown" => {
+            findings.output = true;
+            Ok(findings)
+        }
+        Err(error) => {
+            findings.schema = Some(false);
+            findings.fault = fault("schema_mismatch", error.code().to_owned(), String::new());
+            Err(findings)
+        }
+    }
+}
+
+fn compare(order: &CheckOrder, recomputed: &[Vec<u8>], profile: &str) -> Findings {
+    let mut findings = Findings { assurance: "sampled".into(), input: true, output: true, schema: Some(true), units_checked: order.sample.len() as u32, fault: None };
+    let bytes = STANDARD.decode(&order.units).unwrap_or_default();
+    let size = bytes.len().checked_div(order.proof.units as usize).unwrap_or(0);
+    for (unit, ours) in order.sample.iter().zip(recomputed) {
+        let theirs = bytes.get(*unit as usize * size..(*unit as usize + 1) * size).unwrap_or_default();
+        if !skills::compare(&order.skill, &order.proof.profile, profile, theirs, ours) {
+            findings.fault = Some(Evidence { code: "unit_mismatch".into(), unit: Some(*unit), expected: STANDARD.encode(ours), received: STANDARD.encode(theirs) });
+            return findings;
+        }
+    }
+    findings
+}
