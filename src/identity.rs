@@ -1,1 +1,20 @@
-//! The identity room.
+//! Who signs. One BIP-39 seed gives every key of a node: the Nostr identity (NIP-06, secp256k1) and, by HKDF with a label each,
+//! an Ed25519 key for proofs, an Ed25519 key for libp2p, an X25519 key for sealing payloads, and a root for one-time reply keys.
+//! This room keeps them in one encrypted file, and closes a message into the two envelopes of NIP-59 (seal, gift wrap).
+//!
+//! It must not know what a message says, how it travels, or what is stored about it; time and limits are parameters. Nothing
+//! here prints a secret: no type that holds one derives `Debug` or `Serialize`, and no error quotes one.
+
+pub mod conversation;
+pub mod error;
+pub mod keyfile;
+pub mod keys;
+pub mod lct;
+pub mod mnemonic;
+pub mod pool;
+pub mod sealing;
+
+pub use error::IdentityError;
+pub use keys::{Identity, PublicIdentity};
+pub use lct::Lct;
+pub use mnemonic::Mnemonic;

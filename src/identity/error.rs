@@ -1,0 +1,133 @@
+//! What can go wrong with keys and envelopes. Every variant has a stable code to search for, and a text that says what happened
+//! and what to do next. It must not carry a secret: no seed word, passphrase, key or plaintext is ever part of a message.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A failure in the identity room.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The operating system gave no random bytes.
+    #[error(
+        "the operating system gave no random bytes: {0}; try again, and check the system's random source if it stays"
+    )]
+    EntropyUnavailable(getrandom::Error),
+    /// The text is not a BIP-39 English mnemonic.
+    #[error("the seed words are not valid: {0}; check the spelling and the order of the words")]
+    MnemonicInvalid(String),
+    /// The text is not an LCT.
+    #[error("`{text}` is not an LCT: {reason}; the form is `lct:web4:agent:<owner>@<node>#<role>`")]
+    LctInvalid {
+        /// The refused text, shortened.
+        text: String,
+        /// Which part is wrong.
+        reason: &'static str,
+    },
+    /// A derivation gave no usable key; with real seeds this does not happen.
+    #[error("a key could not be derived ({0}); create a new identity with `legion init`")]
+    DerivationFailed(&'static str),
+    /// There is no key file.
+    #[error("no identity at {}; create one with `legion init`", .0.display())]
+    KeyMissing(PathBuf),
+    /// There is a key file already, and it is never overwritten.
+    #[error("an identity exists already at {}; move it away first if you want a new one", .0.display())]
+    KeyExists(PathBuf),
+    /// Others may read the key file, or replace it.
+    #[error("{} is open to other users (mode {mode:04o}); run `chmod go-rwx {}` and check who could have read it", path.display(), path.display())]
+    KeyPermissions {
+        /// The file or directory with the wide mode.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The file is not a key file of ours, or it was cut short.
+    #[error("{} is not a valid key file: {reason}; restore it from a backup, or from the seed words with `legion init --mnemonic-file`", path.display())]
+    KeyFileInvalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The key file is encrypted and no passphrase was given, or an empty one.
+    #[error(
+        "the key file needs a passphrase; give one with `--passphrase-file` or `--passphrase-fd`, or type it"
+    )]
+    PassphraseNeeded,
+    /// The passphrase does not open the key file.
+    #[error(
+        "the passphrase is wrong, or the key file was altered; try again, or restore the file from a backup"
+    )]
+    PassphraseWrong,
+    /// A file operation failed.
+    #[error("{}: {source}; check the path, the disk and its permissions", path.display())]
+    KeyIo {
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The message does not fit one envelope.
+    #[error(
+        "the message takes {bytes} bytes as a rumor, the limit is {max_bytes}; send the payload as a transfer instead"
+    )]
+    RumorTooLarge {
+        /// Its size as rumor JSON, in bytes.
+        bytes: usize,
+        /// The limit, in bytes.
+        max_bytes: usize,
+    },
+    /// The expiration lies before the creation, or too far after it.
+    #[error(
+        "the expiration must lie after the creation and at most 30 days ahead; choose a nearer one"
+    )]
+    ExpirationInvalid,
+    /// More proof of work was asked for than this node will do.
+    #[error(
+        "{bits} bits of work were asked for, the limit is {max_bits}; choose another pool or relay"
+    )]
+    PowTooCostly {
+        /// Leading zero bits asked for (NIP-13).
+        bits: u8,
+        /// The most this node mines.
+        max_bits: u8,
+    },
+    /// A peer's key is not a point on the curve, or an event could not be built.
+    #[error("the message could not be sealed: {0}; check the recipient's key")]
+    SealingFailed(&'static str),
+    /// A NIP-44 payload is not for this key, was altered, or is of another version.
+    #[error(
+        "the payload cannot be decrypted: it is for another key, of another version, or was altered"
+    )]
+    Undecryptable,
+}
+
+impl IdentityError {
+    /// A stable name for programs and for searching.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::EntropyUnavailable(_) => "entropy_unavailable",
+            Self::MnemonicInvalid(_) => "mnemonic_invalid",
+            Self::LctInvalid { .. } => "lct_invalid",
+            Self::DerivationFailed(_) => "derivation_failed",
+            Self::KeyMissing(_) => "key_missing",
+            Self::KeyExists(_) => "key_exists",
+            Self::KeyPermissions { .. } => "key_permissions",
+            Self::KeyFileInvalid { .. } => "key_file_invalid",
+            Self::PassphraseNeeded => "passphrase_needed",
+            Self::PassphraseWrong => "passphrase_wrong",
+            Self::KeyIo { .. } => "key_io",
+            Self::RumorTooLarge { .. } => "rumor_too_large",
+            Self::ExpirationInvalid => "expiration_invalid",
+            Self::PowTooCostly { .. } => "pow_too_costly",
+            Self::SealingFailed(_) => "sealing_failed",
+            Self::Undecryptable => "undecryptable",
+        }
+    }
+
+    pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
+        move |source| Self::KeyIo {
+            path: path.to_path_buf(),
+            source,
+        }
+    }
+}
