@@ -112,7 +112,7 @@ enum Command {
     Demo(demo::Args),
     /// The process that does the work (started by the node)
     #[command(hide = true)]
-    Worker,
+    Worker(worker::Args),
 }
 
 /// What every command gets: the global flags, and the home they name.
@@ -153,11 +153,14 @@ pub fn main() -> ExitCode {
         .skip(1)
         .take_while(|arg| *arg != "--")
         .any(|arg| arg == "--json");
-    let exit = match Cli::try_parse_from(&args) {
-        Ok(cli) => run(cli),
-        Err(usage) => report_usage(&usage, json),
-    };
-    ExitCode::from(exit.0)
+    match Cli::try_parse_from(&args) {
+        Ok(Cli {
+            command: Command::Worker(args),
+            ..
+        }) => worker::run(args),
+        Ok(cli) => ExitCode::from(run(cli).0),
+        Err(usage) => ExitCode::from(report_usage(&usage, json).0),
+    }
 }
 
 fn run(cli: Cli) -> Exit {
@@ -200,7 +203,8 @@ fn dispatch(context: &Context, command: Command) -> Result<Reply, CliError> {
         Command::Ledger(args) => ledger::run(context, &args),
         Command::Proof(args) => proof::run(context, &args),
         Command::Demo(args) => block_on(Threads::Many, demo::run(context, &args)),
-        Command::Worker => worker::run(),
+        // `main` runs it before anything that a worker must not know, such as a home, exists.
+        Command::Worker(_) => Ok(Reply::silent()),
     }
 }
 

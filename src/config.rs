@@ -4,6 +4,7 @@
 //! setting is used for, open the store, or touch the network; it imports no other room.
 
 mod home;
+mod permissions;
 mod relays;
 mod sections;
 
@@ -12,10 +13,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use home::Home;
+pub use permissions::{PermissionRule, Permissions, TierPermission};
 pub use relays::{RelayEntry, RelayList, TEMPLATE_PUBLIC};
 pub use sections::{
-    Labor, Limits, Log, LogFormat, LogLevel, Market, OnCancel, Owner, PermissionRule, Permissions,
-    Pow, StoreQuotas, TierPermission, Verification,
+    Labor, Limits, Log, LogFormat, LogLevel, Market, OnCancel, Owner, Pow, StoreQuotas,
+    Verification,
 };
 
 /// The commented default, as it lies in the repository and as `legion init` writes it into a home.
@@ -23,6 +25,9 @@ pub const TEMPLATE: &str = include_str!("../config/legion.toml");
 
 /// No amount, count or time in this file may reach 2^53: JSON readers in other languages lose integers above it.
 const MAX_INTEGER: u64 = (1 << 53) - 1;
+
+/// A setting that does not hold: its dotted key, and the reason.
+type Fault = (String, String);
 
 /// Everything a node can be told, with a default for each. Read from `config/legion.toml` of a home.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,8 +124,8 @@ impl Config {
         Ok(list)
     }
 
-    /// What serde cannot say: ranges, and settings that only make sense together. The error is (key, reason).
-    fn validate(&self) -> Result<(), (String, String)> {
+    /// What serde cannot say: ranges, and settings that only make sense together.
+    fn validate(&self) -> Result<(), Fault> {
         for source in &self.relays {
             if relays::looks_like_url(source) {
                 relays::check_url(source).map_err(|reason| fault("relays", &reason))?;
@@ -217,12 +222,12 @@ fn at_line(line: Option<usize>) -> String {
         .unwrap_or_default()
 }
 
-fn fault(key: &str, reason: &str) -> (String, String) {
+fn fault(key: &str, reason: &str) -> Fault {
     (key.to_owned(), reason.to_owned())
 }
 
 /// One rule of `validate`: `holds`, or `key` is to blame.
-fn check(holds: bool, key: &str, reason: &str) -> Result<(), (String, String)> {
+fn check(holds: bool, key: &str, reason: &str) -> Result<(), Fault> {
     if holds {
         Ok(())
     } else {
@@ -231,7 +236,7 @@ fn check(holds: bool, key: &str, reason: &str) -> Result<(), (String, String)> {
 }
 
 /// Every integer named here lies in `low..=2^53-1`.
-fn check_range(section: &str, low: u64, values: &[(&str, u64)]) -> Result<(), (String, String)> {
+fn check_range(section: &str, low: u64, values: &[(&str, u64)]) -> Result<(), Fault> {
     for (key, value) in values {
         let reason = format!("{value} is outside {low}..={MAX_INTEGER}");
         check(

@@ -1,47 +1,44 @@
 //! The one file of this room that calls `node`, `relay`, `labor` and `wire`: what the commands need of them, as plain values.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::process::ExitCode;
 
 use serde_json::Value;
 
-use super::Context;
 use super::error::CliError;
-use super::passphrase::PassphraseArgs;
-use crate::config::Config;
+use crate::config::{Config, Home};
+use crate::identity::Identity;
+use crate::node::control::HomeLock;
 
-/// A skill of this machine, as `skills` prints it and `ask --set` reads it.
-pub(crate) struct SkillView {
-    pub(crate) name: String,
-    pub(crate) description: String,
-    /// What one unit is.
-    pub(crate) unit: String,
-    /// JSON Schemas.
-    pub(crate) input: Value,
-    pub(crate) output: Value,
-}
-
-/// The skills this program was built with.
-pub(crate) fn catalog() -> Vec<SkillView> {
+/// The skills this program was built with: objects with `id`, `name`, `description`, `tags`, `input_schema`, `output_schema`,
+/// `unit_price_mc` and `implementation`.
+pub(crate) fn catalog() -> Vec<Value> {
     Vec::new()
 }
 
-/// The worker's whole life; returns its exit code.
-pub(crate) fn worker_main() -> Result<u8, CliError> {
-    Err(CliError::not_built("the labor room"))
+/// The worker's whole life. `args` are the words after `legion worker`.
+pub(crate) fn worker_main(_args: Vec<OsString>) -> ExitCode {
+    super::output::note(&CliError::not_built("the labor room").message);
+    ExitCode::FAILURE
+}
+
+/// What a node needs to run: the home that `lock` holds, its settings and its keys.
+pub(crate) struct NodeParts {
+    pub(crate) home: Home,
+    pub(crate) lock: HomeLock,
+    pub(crate) config: Config,
+    pub(crate) identity: Identity,
 }
 
 /// Runs the node until it is stopped. `ready` is called once, with the object of `up`, as soon as local commands work.
-pub(crate) fn node_up(
-    _context: &Context,
-    _config: &Config,
-    _passphrase: &PassphraseArgs,
-    _ready: impl FnOnce(&Value),
-) -> Result<(), CliError> {
+pub(crate) async fn node_up(parts: NodeParts, _ready: impl FnOnce(&Value)) -> Result<(), CliError> {
+    let _ = (&parts.home, &parts.lock, &parts.config, &parts.identity);
     Err(CliError::not_built("the node room"))
 }
 
 /// Runs a relay until Ctrl-C or SIGTERM. `ready` is called once, with its address.
-pub(crate) fn relay_run(
+pub(crate) async fn relay_run(
     _listen: SocketAddr,
     _ready: impl FnOnce(SocketAddr),
 ) -> Result<(), CliError> {

@@ -13,6 +13,7 @@ use super::output::{self, Reply};
 use super::passphrase::PassphraseArgs;
 use super::{Context, id, identity_adapter};
 use crate::config::{Config, Home, RelayList, TEMPLATE, TEMPLATE_PUBLIC};
+use crate::node::control::HomeLock;
 
 const MAX_MNEMONIC_BYTES: u64 = 4_096;
 
@@ -34,14 +35,7 @@ pub(crate) struct Args {
 pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
     let home = context.home()?;
     let keys = home.keys_dir();
-    if identity_adapter::exists(&keys) {
-        let message = format!("the home {} already has an identity", home.root().display());
-        return Err(CliError::usage(
-            "already_initialized",
-            message,
-            "`legion id` shows it; use another --home for a new one",
-        ));
-    }
+    refuse_existing(home)?;
     for url in &args.relay {
         RelayList::check_url(url).map_err(|reason| {
             CliError::usage("relay_invalid", reason, "pass --relay wss://HOST")
@@ -52,9 +46,13 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
         Some(path) => read_words(path)?,
         None => identity_adapter::new_words()?,
     };
+    identity_adapter::check_words(&words)?;
     let passphrase = args.passphrase.for_new_key()?;
 
     home.create()?;
+    // Two at once: the second waits for nothing and finds the first one's lock, or its identity.
+    let _lock = HomeLock::acquire(home)?;
+    refuse_existing(home)?;
     let config = write_settings(home, &args.relay)?;
     let written = args
         .mnemonic_out
@@ -75,6 +73,15 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
     }
     output::note(&format!("home: {}", home.root().display()));
     Ok(id::reply(&identity))
+}
+
+fn refuse_existing(home: &Home) -> Result<(), CliError> {
+    if !identity_adapter::exists(&home.keys_dir()) {
+        return Ok(());
+    }
+    let message = format!("the home {} already has an identity", home.root().display());
+    let hint = "`legion id` shows it; use another --home for a new one";
+    Err(CliError::usage("already_initialized", message, hint))
 }
 
 /// New words must reach the owner exactly once: a terminal or a file, never a pipe, a log or `--json`.

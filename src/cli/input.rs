@@ -59,11 +59,15 @@ pub(crate) fn from_file(path: &Path) -> Result<Value, CliError> {
 /// Builds an input object from `k=v` and `k:=json` pairs. Without a schema for `skill` on this machine only `k:=json` is
 /// possible: a guess at a type would be found wrong only by a peer.
 pub(crate) fn from_pairs(skill: &str, pairs: &[&str]) -> Result<Value, CliError> {
-    let schema = adapters::catalog()
-        .into_iter()
-        .find(|known| known.name == skill)
-        .map(|known| known.input);
-    typed(schema.as_ref(), skill, pairs)
+    let catalog = adapters::catalog();
+    let known = catalog
+        .iter()
+        .find(|known| known.get("id").and_then(Value::as_str) == Some(skill));
+    typed(
+        known.and_then(|known| known.get("input_schema")),
+        skill,
+        pairs,
+    )
 }
 
 fn typed(schema: Option<&Value>, skill: &str, pairs: &[&str]) -> Result<Value, CliError> {

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::error::CliError;
 use super::output::{self, Reply};
-use super::{Context, adapters};
+use super::{Context, Threads, adapters, block_on};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -17,13 +17,14 @@ pub(crate) struct Args {
 
 /// `{"ready":true,"url":"ws://127.0.0.1:PORT"}` at once; then nothing more on stdout.
 pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
-    adapters::relay_run(args.listen, |address| {
+    let ready = |address: SocketAddr| {
         let url = format!("ws://{address}");
         let text = format!("ready: {url}");
         output::print(
             &Reply::new(json!({ "ready": true, "url": url }), text),
             context.json(),
         );
-    })?;
+    };
+    block_on(Threads::Many, adapters::relay_run(args.listen, ready))?;
     Ok(Reply::silent())
 }

@@ -2,33 +2,35 @@
 
 use serde_json::{Value, json};
 
-use super::adapters::{self, SkillView};
+use super::adapters;
 use super::error::CliError;
 use super::output::Reply;
 use super::render;
 
-/// `{skills:[{name,description,unit,input,output}]}`.
+/// `{skills:[{id,name,description,tags,input_schema,output_schema,unit_price_mc,implementation}]}`.
 pub(crate) fn run() -> Result<Reply, CliError> {
     let catalog = adapters::catalog();
-    let skills: Vec<Value> = catalog.iter().map(to_json).collect();
-    let rows = catalog.iter().map(|skill| {
-        let inputs = skill.input.get("properties").and_then(Value::as_object);
-        let names = inputs
-            .map(|all| all.keys().cloned().collect::<Vec<_>>().join(" "))
-            .unwrap_or_default();
-        vec![skill.name.clone(), skill.description.clone(), names]
-    });
     let text = if catalog.is_empty() {
         "no skills: this program was built without labor".to_owned()
     } else {
-        render::table(&["SKILL", "WHAT IT DOES", "INPUT"], rows)
+        render::table(&["SKILL", "PRICE MC", "INPUT"], catalog.iter().map(row))
     };
-    Ok(Reply::new(json!({ "skills": skills }), text))
+    Ok(Reply::new(json!({ "skills": catalog }), text))
 }
 
-fn to_json(skill: &SkillView) -> Value {
-    json!({
-        "name": skill.name, "description": skill.description, "unit": skill.unit,
-        "input": skill.input, "output": skill.output,
-    })
+fn row(skill: &Value) -> Vec<String> {
+    let text = |name: &str| {
+        skill.get(name).map(|value| {
+            value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_owned)
+        })
+    };
+    let fields = skill
+        .pointer("/input_schema/properties")
+        .and_then(Value::as_object);
+    let names = fields.map(|fields| fields.keys().cloned().collect::<Vec<_>>().join(" "));
+    [text("id"), text("unit_price_mc"), names]
+        .map(Option::unwrap_or_default)
+        .to_vec()
 }
