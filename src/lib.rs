@@ -1,13 +1,13 @@
 //! Legion: a sovereign peer-to-peer node that lends and hires labor.
 
-pub mod cli;
-pub mod node;
 pub mod carrier;
+pub mod cli;
+pub mod config;
+pub mod domain;
+pub mod identity;
+pub mod labor;
+pub mod node;
 #[cfg(feature = "relay")]
 pub mod relay;
-pub mod labor;
 pub mod store;
-pub mod domain;
 pub mod wire;
-pub mod identity;
-pub mod config;

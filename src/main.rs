@@ -1,8 +1,7 @@
-//! legion
-fn main() -> std::process::ExitCode {
-    let mut args = std::env::args_os().skip(1);
-    match args.next() {
-        Some(word) if word == "worker" => legiond::labor::worker_main(args),
-        _ => std::process::ExitCode::from(2),
-    }
+//! The binary `legion`: it hands the command line to the library, and the library's exit code to the system.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    legiond::cli::main()
 }

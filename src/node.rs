@@ -1,1 +1,2 @@
 //! The node room.
+pub mod control;

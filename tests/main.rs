@@ -6,8 +6,10 @@ mod support {
     pub(crate) mod npm_relay;
 }
 
+mod cli;
 #[cfg(feature = "labor")]
 mod labor;
 #[cfg(feature = "relay")]
 mod relay;
 mod store;
+mod tidy;

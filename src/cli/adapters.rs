@@ -1,0 +1,51 @@
+//! The one file of this room that calls `node`, `relay`, `labor` and `wire`: what the commands need of them, as plain values.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use serde_json::Value;
+
+use super::error::CliError;
+use crate::config::{Config, Home};
+use crate::identity::Identity;
+use crate::node::control::HomeLock;
+
+/// The skills this program was built with: objects with `id`, `name`, `description`, `tags`, `input_schema`, `output_schema`,
+/// `unit_price_mc` and `implementation`.
+pub(crate) fn catalog() -> Vec<Value> {
+    Vec::new()
+}
+
+/// The worker's whole life. `args` are the words after `legion worker`.
+pub(crate) fn worker_main(_args: Vec<OsString>) -> ExitCode {
+    super::output::note(&CliError::not_built("the labor room").message);
+    ExitCode::FAILURE
+}
+
+/// What a node needs to run: the home that `lock` holds, its settings and its keys.
+pub(crate) struct NodeParts {
+    pub(crate) home: Home,
+    pub(crate) lock: HomeLock,
+    pub(crate) config: Config,
+    pub(crate) identity: Identity,
+}
+
+/// Runs the node until it is stopped. `ready` is called once, with the object of `up`, as soon as local commands work.
+pub(crate) async fn node_up(parts: NodeParts, _ready: impl FnOnce(&Value)) -> Result<(), CliError> {
+    let _ = (&parts.home, &parts.lock, &parts.config, &parts.identity);
+    Err(CliError::not_built("the node room"))
+}
+
+/// Runs a relay until Ctrl-C or SIGTERM. `ready` is called once, with its address.
+pub(crate) async fn relay_run(
+    _listen: SocketAddr,
+    _ready: impl FnOnce(SocketAddr),
+) -> Result<(), CliError> {
+    Err(CliError::not_built("the relay room"))
+}
+
+/// Checks an exported proof offline; the object says what was checked.
+pub(crate) fn proof_verify(_exported: &Value) -> Result<Value, CliError> {
+    Err(CliError::not_built("proof verification"))
+}

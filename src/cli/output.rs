@@ -1,0 +1,111 @@
+//! The only place that writes to stdout and stderr. Text for people is cleaned of control characters, because parts of it come
+//! from peers; a reader that went away (a closed pipe) changes neither the exit code nor what was done.
+
+use std::io::{IsTerminal, Write};
+
+use serde_json::Value;
+
+use super::error::{CliError, Exit};
+
+/// What a command has to say: once for programs, once for people.
+pub(crate) struct Reply {
+    pub(crate) value: Value,
+    pub(crate) text: String,
+    pub(crate) exit: Exit,
+    /// A command that already printed its object, as `up` does, has nothing more to print.
+    silent: bool,
+}
+
+impl Reply {
+    /// A reply that ends with exit code 0.
+    pub(crate) fn new(value: Value, text: impl Into<String>) -> Self {
+        Self {
+            value,
+            text: text.into(),
+            exit: Exit::DONE,
+            silent: false,
+        }
+    }
+
+    /// The end of a command that printed before.
+    pub(crate) fn silent() -> Self {
+        Self {
+            value: Value::Null,
+            text: String::new(),
+            exit: Exit::DONE,
+            silent: true,
+        }
+    }
+
+    /// The same reply with another exit code.
+    pub(crate) fn with_exit(mut self, exit: Exit) -> Self {
+        self.exit = exit;
+        self
+    }
+}
+
+/// Prints a reply on stdout.
+pub(crate) fn print(reply: &Reply, json: bool) {
+    if reply.silent {
+        return;
+    }
+    if json {
+        write_line(&mut std::io::stdout().lock(), &reply.value.to_string());
+    } else {
+        write_line(&mut std::io::stdout().lock(), &clean(reply.text.trim_end()));
+    }
+}
+
+/// Prints an error: with `json` as one object on stdout, else on stderr.
+pub(crate) fn print_error(error: &CliError, json: bool) {
+    if json {
+        write_line(&mut std::io::stdout().lock(), &error.to_json().to_string());
+    } else {
+        note(&format!("error: {} ({})", error.message, error.code));
+        if !error.hint.is_empty() {
+            note(&format!("next: {}", error.hint));
+        }
+    }
+}
+
+/// Says something on stderr.
+pub(crate) fn note(text: &str) {
+    write_line(&mut std::io::stderr().lock(), &clean(text));
+}
+
+/// Whether a person reads stderr.
+pub(crate) fn stderr_is_terminal() -> bool {
+    std::io::stderr().is_terminal()
+}
+
+fn write_line(to: &mut impl Write, text: &str) {
+    // The reader may be gone (`legion tasks | head -1`), and there is no one left to tell.
+    let _ = to
+        .write_all(format!("{text}\n").as_bytes())
+        .and_then(|()| to.flush());
+}
+
+/// Replaces what could move a terminal's cursor or hide text: a peer's words must not forge ours.
+pub(crate) fn clean(text: &str) -> String {
+    let hidden = |c: char| {
+        (c.is_control() && c != '\n' && c != '\t')
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars()
+        .map(|c| if hidden(c) { '\u{fffd}' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    //! A peer's text cannot drive the owner's terminal.
+    use super::*;
+
+    #[test]
+    fn escape_sequences_do_not_reach_a_terminal() {
+        assert_eq!(
+            clean("a\u{1b}[2Jb\r\n\tc\u{202e}d"),
+            "a\u{fffd}[2Jb\u{fffd}\n\tc\u{fffd}d"
+        );
+    }
+}

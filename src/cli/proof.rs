@@ -1,0 +1,46 @@
+//! `legion proof`: a proof as a file that anyone can check, and the check, offline.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::error::CliError;
+use super::output::Reply;
+use super::{Context, adapters, control, input, render};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Print a finished task's proof, with what is needed to check it
+    Export {
+        /// The task's id
+        id: String,
+    },
+    /// Check an exported proof, without a node
+    Verify {
+        /// What `proof export` printed
+        file: PathBuf,
+    },
+}
+
+pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
+    match &args.action {
+        Action::Export { id } => {
+            let proof = control::call(context, "proof/export", json!({ "id": id }))?;
+            let text = serde_json::to_string_pretty(&proof).unwrap_or_else(|_| proof.to_string());
+            Ok(Reply::new(proof, text))
+        }
+        Action::Verify { file } => {
+            let exported: Value = input::from_file(file)?;
+            let checked = adapters::proof_verify(&exported)?;
+            let text = render::tree(&checked);
+            Ok(Reply::new(checked, text))
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! `legion relay`: runs the embedded relay. It needs no home.
+
+use std::net::SocketAddr;
+
+use serde_json::json;
+
+use super::error::CliError;
+use super::output::{self, Reply};
+use super::{Context, Threads, adapters, block_on};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Address to listen on; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7777")]
+    listen: SocketAddr,
+}
+
+/// `{"ready":true,"url":"ws://127.0.0.1:PORT"}` at once; then nothing more on stdout.
+pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
+    let ready = |address: SocketAddr| {
+        let url = format!("ws://{address}");
+        let text = format!("ready: {url}");
+        output::print(
+            &Reply::new(json!({ "ready": true, "url": url }), text),
+            context.json(),
+        );
+    };
+    block_on(Threads::Many, adapters::relay_run(args.listen, ready))?;
+    Ok(Reply::silent())
+}

@@ -1,0 +1,282 @@
+//! What people see of the node's views: tables and short texts. Programs read the views themselves (`--json`).
+//!
+//! A view's fields are looked up by name and shown where they are there, so that a newer node can add one.
+
+use serde_json::Value;
+
+use super::error::Exit;
+use super::output::Reply;
+
+/// Columns, each as wide as its widest cell.
+pub(crate) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut lines = vec![head.iter().map(|&name| name.to_owned()).collect::<Vec<_>>()];
+    lines.extend(rows);
+    let width = |column: usize| {
+        lines
+            .iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, &width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    lines.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Any view, as indented `name: value` lines.
+pub(crate) fn tree(view: &Value) -> String {
+    let mut text = String::new();
+    branch(view, 0, &mut text);
+    text.trim_end().to_owned()
+}
+
+fn branch(view: &Value, depth: usize, text: &mut String) {
+    let indent = "  ".repeat(depth);
+    let mut child = |name: &str, value: &Value| {
+        let empty = value.as_object().is_some_and(serde_json::Map::is_empty)
+            || value.as_array().is_some_and(Vec::is_empty);
+        if (value.is_object() || value.is_array()) && !empty {
+            text.push_str(&format!("{indent}{name}\n"));
+            branch(value, depth + 1, text);
+        } else {
+            text.push_str(&format!("{indent}{name} {}\n", scalar(value)));
+        }
+    };
+    match view {
+        Value::Object(fields) => fields
+            .iter()
+            .for_each(|(name, value)| child(&format!("{name}:"), value)),
+        Value::Array(items) => items.iter().for_each(|item| child("-", item)),
+        other => text.push_str(&format!("{indent}{}\n", scalar(other))),
+    }
+}
+
+fn scalar(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(_) | Value::Object(_) => "none".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// The cell at a JSON pointer of `row`; a dash where there is nothing.
+fn cell(row: &Value, pointer: &str) -> String {
+    row.pointer(pointer).map_or_else(|| "-".to_owned(), scalar)
+}
+
+fn items<'a>(view: &'a Value, name: &str) -> &'a [Value] {
+    view.get(name)
+        .and_then(Value::as_array)
+        .map_or(&[], Vec::as_slice)
+}
+
+/// The rows of `view[list]` with a column for each pointer, or `none`.
+fn list(view: &Value, name: &str, none: &str, columns: &[(&str, &str)]) -> String {
+    let rows = items(view, name);
+    if rows.is_empty() {
+        return none.to_owned();
+    }
+    let head: Vec<&str> = columns.iter().map(|(title, _)| *title).collect();
+    table(
+        &head,
+        rows.iter().map(|row| {
+            columns
+                .iter()
+                .map(|(_, pointer)| shown(row, pointer))
+                .collect()
+        }),
+    )
+}
+
+/// A cell; a field whose name ends in `_at_ms` or is `at_ms` is shown as a time.
+fn shown(row: &Value, pointer: &str) -> String {
+    match row.pointer(pointer).and_then(Value::as_u64) {
+        Some(time) if pointer.ends_with("at_ms") => utc(time),
+        _ => cell(row, pointer),
+    }
+}
+
+/// `{tasks:[...]}`.
+pub(crate) fn tasks(view: &Value) -> String {
+    let columns = [
+        ("TASK", "/id"),
+        ("STATE", "/status/state"),
+        ("SKILL", "/metadata/skill"),
+        ("ROLE", "/metadata/role"),
+        ("SINCE", "/status/timestamp"),
+        ("WHY", "/status/metadata/reason"),
+    ];
+    list(view, "tasks", "no tasks; `legion ask` makes one", &columns)
+}
+
+/// `{peers:[...]}`.
+pub(crate) fn peers(view: &Value) -> String {
+    let columns = [
+        ("PEER", "/npub"),
+        ("TIER", "/tier"),
+        ("LIMIT MC", "/limit_granted_mc"),
+        ("SEEN", "/seen_at_ms"),
+        ("LCT", "/lct"),
+    ];
+    list(
+        view,
+        "peers",
+        "no peers yet; `legion peers trust NPUB --tier trusted` adds one",
+        &columns,
+    )
+}
+
+/// `{unit,accounts:[...],transfers:[...],sum_mc}`.
+pub(crate) fn ledger(view: &Value) -> String {
+    let accounts = [
+        ("PEER", "/npub"),
+        ("TIER", "/tier"),
+        ("LIMIT", "/limit_granted_mc"),
+        ("POSTED", "/posted_mc"),
+        ("PENDING TO US", "/pending_owed_to_us_mc"),
+        ("PENDING BY US", "/pending_we_owe_mc"),
+        ("AVAILABLE", "/available_mc"),
+    ];
+    let transfers = [
+        ("AT", "/at_ms"),
+        ("TASK", "/task"),
+        ("AWARD", "/award_no"),
+        ("KIND", "/kind"),
+        ("AMOUNT", "/amount_mc"),
+        ("PEER", "/npub"),
+    ];
+    format!(
+        "All amounts in milli-credits. Posted above 0: the peer owes this node.\n\n{}\n\n{}\n\nsum: {}",
+        list(view, "accounts", "no accounts yet", &accounts),
+        list(view, "transfers", "no transfers yet", &transfers),
+        cell(view, "/sum_mc"),
+    )
+}
+
+/// The view of `ask` and `wait`. It ends with exit code 1 when the task ended without a result.
+pub(crate) fn result(view: Value) -> Reply {
+    let state = cell(&view, "/task/status/state");
+    let exit = if matches!(state.as_str(), "failed" | "canceled" | "rejected") {
+        Exit::FAILED
+    } else {
+        Exit::DONE
+    };
+    let mut text = format!("task: {}\nstate: {state}\n", cell(&view, "/task/id"));
+    if let Some(result) = view.get("result").filter(|result| !result.is_null()) {
+        // Unit results are for the verifier; a person reads what they add up to.
+        let fields = result.as_object().map(|fields| {
+            let short = |value: &&Value| !value.as_array().is_some_and(|items| items.len() > 8);
+            fields
+                .iter()
+                .filter(|(_, value)| short(value))
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect()
+        });
+        let shown = fields.map_or_else(|| result.clone(), Value::Object);
+        text.push_str(&format!(
+            "result:\n  {}\n",
+            tree(&shown).replace('\n', "\n  ")
+        ));
+    }
+    let verified = |name: &str| cell(&view, &format!("/verified/{name}"));
+    text.push_str(&format!(
+        "verified: {}, quality {}, {} of {} units recomputed\ncost: {} mc\nexecutor: {}\ntime: {} ms in all, {} ms of work\n",
+        verified("assurance"),
+        verified("quality"),
+        verified("units_checked"),
+        verified("units_total"),
+        cell(&view, "/cost_mc"),
+        cell(&view, "/executor/npub"),
+        cell(&view, "/timing_ms/total"),
+        cell(&view, "/timing_ms/work"),
+    ));
+    Reply::new(view, text).with_exit(exit)
+}
+
+/// Milliseconds since 1970 as `2026-11-21 02:35:00Z` (civil-from-days, proleptic Gregorian calendar).
+fn utc(time_ms: u64) -> String {
+    let seconds = time_ms / 1_000;
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    let shifted = days + 719_468; // days since 0000-03-01, so that a leap day ends its year
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 {
+        from_march + 3
+    } else {
+        from_march - 9
+    };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute) = (second / 3_600, second / 60 % 60);
+    format!(
+        "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{:02}Z",
+        second % 60
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    //! A person sees the same facts as a program, and an absent one as a dash.
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn times_are_calendar_times() {
+        assert_eq!(utc(0), "1970-01-01 00:00:00Z");
+        assert_eq!(utc(951_827_696_000), "2000-02-29 12:34:56Z");
+        assert_eq!(utc(1_795_228_500_000), "2026-11-21 02:35:00Z");
+    }
+
+    #[test]
+    fn a_table_aligns_and_a_missing_field_is_a_dash() {
+        let view = json!({ "tasks": [
+            { "id": "long-task-id", "status": { "state": "working" }, "metadata": { "skill": "simulation" } },
+            { "id": "t2", "status": { "state": "failed", "metadata": { "reason": "lease_expired" } } },
+        ]});
+        let text = tasks(&view);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3);
+        let column = |line: &str, word: &str| line.find(word);
+        assert_eq!(
+            lines
+                .iter()
+                .zip(["STATE", "working", "failed"])
+                .map(|(l, w)| column(l, w))
+                .collect::<Vec<_>>(),
+            [Some(14); 3]
+        );
+        assert!(lines.iter().any(|line| line.contains("t2")
+            && line.contains(" - ")
+            && line.contains("lease_expired")));
+    }
+
+    #[test]
+    fn a_result_shows_its_sums_but_not_its_units() {
+        let view = json!({
+            "task": { "id": "t1", "status": { "state": "completed" } },
+            "result": { "price": 10.45, "units": vec![1; 64] },
+            "verified": { "assurance": "sampled", "quality": 10000, "units_checked": 29, "units_total": 64 },
+            "cost_mc": 64,
+        });
+        let reply = result(view);
+        assert!(
+            reply.text.contains("price: 10.45")
+                && reply.text.contains("29 of 64")
+                && !reply.text.contains("units:")
+        );
+        assert_eq!(reply.exit, Exit::DONE);
+        let failed = result(json!({ "task": { "status": { "state": "failed" } } }));
+        assert_eq!(failed.exit, Exit::FAILED);
+    }
+}

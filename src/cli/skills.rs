@@ -1,0 +1,36 @@
+//! `legion skills`: what this machine can do, with the schemas of input and output. It needs no running node.
+
+use serde_json::{Value, json};
+
+use super::adapters;
+use super::error::CliError;
+use super::output::Reply;
+use super::render;
+
+/// `{skills:[{id,name,description,tags,input_schema,output_schema,unit_price_mc,implementation}]}`.
+pub(crate) fn run() -> Result<Reply, CliError> {
+    let catalog = adapters::catalog();
+    let text = if catalog.is_empty() {
+        "no skills: this program was built without labor".to_owned()
+    } else {
+        render::table(&["SKILL", "PRICE MC", "INPUT"], catalog.iter().map(row))
+    };
+    Ok(Reply::new(json!({ "skills": catalog }), text))
+}
+
+fn row(skill: &Value) -> Vec<String> {
+    let text = |name: &str| {
+        skill.get(name).map(|value| {
+            value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_owned)
+        })
+    };
+    let fields = skill
+        .pointer("/input_schema/properties")
+        .and_then(Value::as_object);
+    let names = fields.map(|fields| fields.keys().cloned().collect::<Vec<_>>().join(" "));
+    [text("id"), text("unit_price_mc"), names]
+        .map(Option::unwrap_or_default)
+        .to_vec()
+}

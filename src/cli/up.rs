@@ -1,0 +1,55 @@
+//! `legion up`: runs the node until it is stopped. It says it is ready as soon as local commands work, whether or not a relay
+//! answers.
+
+use super::adapters::{self, NodeParts};
+use super::error::CliError;
+use super::output::{self, Reply};
+use super::passphrase::PassphraseArgs;
+use super::{Context, Threads, block_on, identity_adapter, logging};
+use crate::node::control::{ControlStartError, HomeLock};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    passphrase: PassphraseArgs,
+}
+
+/// `{"ready":true,"npub":...,"relays":{...}}` in one line, at once; then nothing more on stdout.
+pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
+    let home = context.home()?.clone();
+    let config = context.config()?;
+    let encrypted = identity_adapter::is_encrypted(&home.keys_dir())?;
+    // Before the passphrase: a second node is refused without asking for one.
+    let lock = HomeLock::acquire(&home)?;
+    logging::start(&home.log_file(), &config.log)?;
+    let passphrase = encrypted
+        .then(|| args.passphrase.for_existing_key())
+        .transpose()?;
+    let identity = identity_adapter::open(&home.keys_dir(), passphrase)?;
+    let parts = NodeParts {
+        home,
+        lock,
+        config,
+        identity,
+    };
+    let ready = |ready: &serde_json::Value| {
+        let npub = ready
+            .get("npub")
+            .and_then(|npub| npub.as_str())
+            .unwrap_or_default();
+        output::print(
+            &Reply::new(ready.clone(), format!("ready: {npub}")),
+            context.json(),
+        );
+    };
+    block_on(Threads::Many, adapters::node_up(parts, ready))?;
+    Ok(Reply::silent())
+}
+
+impl From<ControlStartError> for CliError {
+    fn from(error: ControlStartError) -> Self {
+        let text = error.to_string();
+        let (message, hint) = text.split_once("; ").unwrap_or((&text, ""));
+        Self::failed(error.code(), message, hint)
+    }
+}

@@ -1,0 +1,159 @@
+//! `[permissions]`: what each tier of peers may ask, and the exceptions by peer, skill and role.
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::{Fault, check, check_range};
+
+/// What a tier of peers may ask.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TierPermission {
+    /// Whether tasks may be sent here at all.
+    pub delegate: bool,
+    /// The skills it may ask for; `*` is every skill.
+    pub execute: Vec<String>,
+    /// Highest price of one task.
+    pub max_price_mc: u64,
+    /// Unfinished tasks of one peer that are worked on at once.
+    pub max_concurrent: u64,
+    /// New tasks of one peer in a minute.
+    pub max_per_min: u64,
+}
+
+impl TierPermission {
+    /// The default of tier trusted.
+    #[must_use]
+    pub fn trusted() -> Self {
+        Self {
+            delegate: true,
+            execute: vec!["*".to_owned()],
+            max_price_mc: 10_000,
+            max_concurrent: 256,
+            max_per_min: 600,
+        }
+    }
+
+    /// The default of tier stranger.
+    #[must_use]
+    pub fn stranger() -> Self {
+        Self {
+            max_price_mc: 1_000,
+            max_concurrent: 16,
+            max_per_min: 60,
+            ..Self::trusted()
+        }
+    }
+
+    fn with(self, set: PartialTier) -> Self {
+        Self {
+            delegate: set.delegate.unwrap_or(self.delegate),
+            execute: set.execute.unwrap_or(self.execute),
+            max_price_mc: set.max_price_mc.unwrap_or(self.max_price_mc),
+            max_concurrent: set.max_concurrent.unwrap_or(self.max_concurrent),
+            max_per_min: set.max_per_min.unwrap_or(self.max_per_min),
+        }
+    }
+}
+
+/// A tier's table as written: what it leaves out stays as that tier's default, which serde alone cannot express.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PartialTier {
+    delegate: Option<bool>,
+    execute: Option<Vec<String>>,
+    max_price_mc: Option<u64>,
+    max_concurrent: Option<u64>,
+    max_per_min: Option<u64>,
+}
+
+fn trusted<'de, D: Deserializer<'de>>(input: D) -> Result<TierPermission, D::Error> {
+    PartialTier::deserialize(input).map(|set| TierPermission::trusted().with(set))
+}
+
+fn stranger<'de, D: Deserializer<'de>>(input: D) -> Result<TierPermission, D::Error> {
+    PartialTier::deserialize(input).map(|set| TierPermission::stranger().with(set))
+}
+
+/// `[[permissions.rule]]`: an exception from its tier for the peers, skills and LCT roles it names; the narrower one wins in
+/// each setting. What is left out says nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PermissionRule {
+    /// Only for this peer (npub).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// Only for this skill.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skill: Option<String>,
+    /// Only for peers with this role in their LCT.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    /// Whether such tasks are allowed at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow: Option<bool>,
+    /// Credit that such tasks may have pending together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget_mc: Option<u64>,
+    /// Highest price of one task.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_price_mc: Option<u64>,
+    /// Unfinished tasks at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_concurrent: Option<u64>,
+    /// New tasks in a minute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_per_min: Option<u64>,
+}
+
+/// `[permissions]`: who may ask what. Tier own is not limited.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Permissions {
+    /// Peers the owner admitted.
+    #[serde(deserialize_with = "trusted")]
+    pub trusted: TierPermission,
+    /// Everyone else.
+    #[serde(deserialize_with = "stranger")]
+    pub stranger: TierPermission,
+    /// Exceptions by peer, skill and role.
+    pub rule: Vec<PermissionRule>,
+}
+
+impl Default for Permissions {
+    fn default() -> Self {
+        Self {
+            trusted: TierPermission::trusted(),
+            stranger: TierPermission::stranger(),
+            rule: Vec::new(),
+        }
+    }
+}
+
+impl Permissions {
+    pub(super) fn validate(&self) -> Result<(), Fault> {
+        for (name, tier) in [("trusted", &self.trusted), ("stranger", &self.stranger)] {
+            let section = format!("permissions.{name}");
+            check_range(&section, 0, &[("max_price_mc", tier.max_price_mc)])?;
+            let counts = [
+                ("max_concurrent", tier.max_concurrent),
+                ("max_per_min", tier.max_per_min),
+            ];
+            check_range(&section, 1, &counts)?;
+        }
+        for rule in &self.rule {
+            let named = rule.peer.is_some() || rule.skill.is_some() || rule.role.is_some();
+            check(
+                named,
+                "permissions.rule",
+                "a rule names a peer, a skill or a role",
+            )?;
+            let amounts = [
+                ("budget_mc", rule.budget_mc),
+                ("max_price_mc", rule.max_price_mc),
+            ];
+            for (key, value) in amounts {
+                check_range("permissions.rule", 0, &[(key, value.unwrap_or_default())])?;
+            }
+        }
+        Ok(())
+    }
+}
