@@ -31,9 +31,16 @@ struct Relay {
 
 impl Relay {
     async fn start(page_events: usize) -> Self {
-        let database =
-            MemoryDatabase::with_opts(MemoryDatabaseOptions { events: true, max_events: None });
-        let mut relay = Self { database, address: "127.0.0.1:0".parse().unwrap(), page_events, serving: None };
+        let database = MemoryDatabase::with_opts(MemoryDatabaseOptions {
+            events: true,
+            max_events: None,
+        });
+        let mut relay = Self {
+            database,
+            address: "127.0.0.1:0".parse().unwrap(),
+            page_events,
+            serving: None,
+        };
         relay.serve().await;
         relay
     }
@@ -42,7 +49,10 @@ impl Relay {
         let builder = RelayBuilder::default()
             .database(self.database.clone())
             .max_filter_limit(self.page_events)
-            .rate_limit(RateLimit { max_reqs: 100, notes_per_minute: 10_000_000 });
+            .rate_limit(RateLimit {
+                max_reqs: 100,
+                notes_per_minute: 10_000_000,
+            });
         let relay = LocalRelay::new(builder);
         let listener = TcpListener::bind(self.address).await.unwrap();
         self.address = listener.local_addr().unwrap();
@@ -78,7 +88,10 @@ async fn upgrade(mut stream: TcpStream) -> TcpStream {
         head.push(stream.read_u8().await.unwrap());
     }
     let head = String::from_utf8(head).unwrap();
-    let key = head.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Key: ")).unwrap();
+    let key = head
+        .lines()
+        .find_map(|line| line.strip_prefix("Sec-WebSocket-Key: "))
+        .unwrap();
     let accept = derive_accept_key(key.trim().as_bytes());
     let answer = format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
@@ -96,7 +109,9 @@ struct Peer(WebSocketStream<TcpStream>);
 
 impl Script {
     async fn start() -> Self {
-        Self { listener: TcpListener::bind("127.0.0.1:0").await.unwrap() }
+        Self {
+            listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        }
     }
 
     fn url(&self) -> String {
@@ -150,11 +165,21 @@ impl Peer {
 }
 
 fn config() -> CarrierConfig {
-    CarrierConfig { backoff_first_ms: 10, backoff_cap_ms: 50, ..CarrierConfig::default() }
+    CarrierConfig {
+        backoff_first_ms: 10,
+        backoff_cap_ms: 50,
+        ..CarrierConfig::default()
+    }
 }
 
 fn inbox(pubkey: PublicKey) -> InboxSpec {
-    InboxSpec { pubkey, since_s: 0, auth: None, stored: true, ephemeral: true }
+    InboxSpec {
+        pubkey,
+        since_s: 0,
+        auth: None,
+        stored: true,
+        ephemeral: true,
+    }
 }
 
 fn wrap(kind: u16, to: PublicKey, at_s: u64, content: &str) -> Event {
@@ -170,7 +195,10 @@ fn now_s() -> u64 {
 }
 
 async fn next(events: &mut Receiver<CarrierEvent>) -> CarrierEvent {
-    tokio::time::timeout(Duration::from_secs(30), events.recv()).await.expect("nothing came").expect("carrier ended")
+    tokio::time::timeout(Duration::from_secs(30), events.recv())
+        .await
+        .expect("nothing came")
+        .expect("carrier ended")
 }
 
 async fn outcome(events: &mut Receiver<CarrierEvent>, id: EventId) -> Outcome {
@@ -197,8 +225,14 @@ async fn until_caught_up(events: &mut Receiver<CarrierEvent>, generation: u64) -
     loop {
         match next(events).await {
             CarrierEvent::Arrived { event, .. } => arrived.push(*event),
-            CarrierEvent::Relay { state: RelayState::HistoryGap { .. }, .. } => gaps += 1,
-            CarrierEvent::Relay { state: RelayState::CaughtUp { generation: g }, .. } if g == generation => {
+            CarrierEvent::Relay {
+                state: RelayState::HistoryGap { .. },
+                ..
+            } => gaps += 1,
+            CarrierEvent::Relay {
+                state: RelayState::CaughtUp { generation: g },
+                ..
+            } if g == generation => {
                 return (arrived, gaps);
             }
             _ => continue,
@@ -227,7 +261,10 @@ fn ids(events: &[Event]) -> HashSet<EventId> {
 }
 
 async fn publish(handle: &Handle, event: &Event, url: &str) {
-    handle.publish(&Outgoing::from_event(event), &[url.to_string()]).await.unwrap();
+    handle
+        .publish(&Outgoing::from_event(event), &[url.to_string()])
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -262,8 +299,20 @@ async fn a_real_relay_takes_stores_and_passes_on() {
 async fn history_is_read_to_its_end_in_pages_of_100() {
     let (relay, me) = (Relay::start(100).await, Keys::generate().public_key());
     // 250 wraps, 60 of them within one second across a page boundary.
-    let stored: Vec<Event> =
-        (0..250).map(|n| wrap(1_059, me, if (70..130).contains(&n) { 5_000 } else { 10_000 - n * 70 }, "x")).collect();
+    let stored: Vec<Event> = (0..250)
+        .map(|n| {
+            wrap(
+                1_059,
+                me,
+                if (70..130).contains(&n) {
+                    13_000
+                } else {
+                    20_000 - n * 70
+                },
+                "x",
+            )
+        })
+        .collect();
     for event in &stored {
         relay.database.save_event(event).await.unwrap();
     }
@@ -272,7 +321,11 @@ async fn history_is_read_to_its_end_in_pages_of_100() {
     assert_eq!((ids(&arrived), arrived.len(), gaps), (ids(&stored), 250, 0));
 
     let generation = handle.drain();
-    assert_eq!(until_caught_up(&mut events, generation).await.0.len(), 0, "drain delivers nothing twice");
+    assert_eq!(
+        until_caught_up(&mut events, generation).await.0.len(),
+        0,
+        "drain delivers nothing twice"
+    );
     let generation = handle.redeliver();
     assert_eq!(ids(&until_caught_up(&mut events, generation).await.0), ids(&stored));
 
@@ -288,8 +341,14 @@ async fn history_is_read_to_its_end_in_pages_of_100() {
 
 #[tokio::test]
 async fn a_second_fuller_than_a_page_is_split_by_key_or_reported() {
-    let (relay, a, b) = (Relay::start(100).await, Keys::generate().public_key(), Keys::generate().public_key());
-    let stored: Vec<Event> = (0..160).map(|n| wrap(1_059, if n % 2 == 0 { a } else { b }, 5_000, "x")).collect();
+    let (relay, a, b) = (
+        Relay::start(100).await,
+        Keys::generate().public_key(),
+        Keys::generate().public_key(),
+    );
+    let stored: Vec<Event> = (0..160)
+        .map(|n| wrap(1_059, if n % 2 == 0 { a } else { b }, 5_000, "x"))
+        .collect();
     for event in &stored {
         relay.database.save_event(event).await.unwrap();
     }
@@ -319,7 +378,10 @@ async fn a_restarted_relay_is_found_again_and_what_came_meanwhile_is_read() {
 
     let event = wrap(1_059, me, now_s() - 86_400, "while you were out");
     publish(&handle, &event, &relay.url()).await;
-    assert_eq!(outcome(&mut events, event.id).await, Outcome::Unknown("not connected".into()));
+    assert_eq!(
+        outcome(&mut events, event.id).await,
+        Outcome::Unknown("not connected".into())
+    );
     relay.database.save_event(&event).await.unwrap();
     relay.serve().await;
     let (arrived, _) = until_caught_up(&mut events, 0).await;
@@ -329,7 +391,11 @@ async fn a_restarted_relay_is_found_again_and_what_came_meanwhile_is_read() {
 #[tokio::test]
 async fn a_slow_reader_loses_nothing() {
     let (relay, me) = (Relay::start(500).await, Keys::generate().public_key());
-    let small = CarrierConfig { event_queue_events: 2, pending_events: 2, ..config() };
+    let small = CarrierConfig {
+        event_queue_events: 2,
+        pending_events: 2,
+        ..config()
+    };
     let (handle, mut events) = start(small, &relay.url(), vec![inbox(me)]);
     until_caught_up(&mut events, 0).await;
     let sent: Vec<Event> = (0..300).map(|_| wrap(1_059, me, now_s(), "x")).collect();
@@ -345,7 +411,11 @@ async fn a_slow_reader_loses_nothing() {
         tokio::task::yield_now().await;
         match next(&mut events).await {
             CarrierEvent::Arrived { event, .. } => assert!(arrived.insert(event.id), "delivered twice"),
-            CarrierEvent::Published { event_id, outcome: Outcome::Accepted, .. } => assert!(accepted.insert(event_id)),
+            CarrierEvent::Published {
+                event_id,
+                outcome: Outcome::Accepted,
+                ..
+            } => assert!(accepted.insert(event_id)),
             CarrierEvent::Published { outcome, .. } => panic!("{outcome:?}"),
             CarrierEvent::Relay { .. } => {}
         }
@@ -357,7 +427,14 @@ async fn a_slow_reader_loses_nothing() {
 #[tokio::test]
 async fn every_ok_becomes_the_outcome_that_the_outbox_needs() {
     let (script, me) = (Script::start().await, Keys::generate().public_key());
-    let (handle, mut events) = start(CarrierConfig { ok_timeout_ms: 300, ..config() }, &script.url(), Vec::new());
+    let (handle, mut events) = start(
+        CarrierConfig {
+            ok_timeout_ms: 300,
+            ..config()
+        },
+        &script.url(),
+        Vec::new(),
+    );
     let mut peer = script.accept().await;
     state(&mut events, |state| *state == RelayState::Connected).await;
     let cases = [
@@ -365,13 +442,37 @@ async fn every_ok_becomes_the_outcome_that_the_outbox_needs() {
         (1_059, Some((false, "duplicate: have it")), Outcome::Duplicate),
         (21_059, Some((false, "mute: no one was listening")), Outcome::Accepted),
         (1_059, Some((false, "mute: what")), Outcome::Retry("mute: what".into())),
-        (1_059, Some((false, "blocked: no")), Outcome::Final("blocked: no".into())),
-        (1_059, Some((false, "invalid: no")), Outcome::Final("invalid: no".into())),
+        (
+            1_059,
+            Some((false, "blocked: no")),
+            Outcome::Final("blocked: no".into()),
+        ),
+        (
+            1_059,
+            Some((false, "invalid: no")),
+            Outcome::Final("invalid: no".into()),
+        ),
         (1_059, Some((false, "pow: 20")), Outcome::Final("pow: 20".into())),
-        (1_059, Some((false, "restricted: no")), Outcome::Final("restricted: no".into())),
-        (1_059, Some((false, "rate-limited: slow\ndown")), Outcome::Retry("rate-limited: slow down".into())),
-        (1_059, Some((false, "error: disk")), Outcome::Retry("error: disk".into())),
-        (1_059, Some((false, "auth-required: who?")), Outcome::Retry("auth-required: who?".into())),
+        (
+            1_059,
+            Some((false, "restricted: no")),
+            Outcome::Final("restricted: no".into()),
+        ),
+        (
+            1_059,
+            Some((false, "rate-limited: slow\ndown")),
+            Outcome::Retry("rate-limited: slow down".into()),
+        ),
+        (
+            1_059,
+            Some((false, "error: disk")),
+            Outcome::Retry("error: disk".into()),
+        ),
+        (
+            1_059,
+            Some((false, "auth-required: who?")),
+            Outcome::Retry("auth-required: who?".into()),
+        ),
         (1_059, Some((false, "no prefix")), Outcome::Retry("no prefix".into())),
         (1_059, None, Outcome::Unknown("timeout".into())),
     ];
@@ -390,16 +491,29 @@ async fn every_ok_becomes_the_outcome_that_the_outbox_needs() {
     drop(peer);
     assert!(matches!(outcome(&mut events, event.id).await, Outcome::Unknown(_)));
     publish(&handle, &event, "ws://127.0.0.1:1").await;
-    assert!(matches!(outcome(&mut events, event.id).await, Outcome::Unknown(_)), "not one of our relays");
+    assert!(
+        matches!(outcome(&mut events, event.id).await, Outcome::Unknown(_)),
+        "not one of our relays"
+    );
 }
 
 #[tokio::test]
 async fn auth_is_answered_with_every_inbox_key_and_all_is_asked_again() {
     let (script, a, b) = (Script::start().await, Keys::generate(), Keys::generate());
-    let inboxes = [&a, &b].map(|keys| InboxSpec { auth: Some(keys.clone()), ..inbox(keys.public_key()) }).to_vec();
-    let slow_retry = CarrierConfig { backoff_first_ms: 60_000, backoff_cap_ms: 60_000, ..CarrierConfig::default() };
+    let inboxes = [&a, &b]
+        .map(|keys| InboxSpec {
+            auth: Some(keys.clone()),
+            ..inbox(keys.public_key())
+        })
+        .to_vec();
+    let slow_retry = CarrierConfig {
+        backoff_first_ms: 60_000,
+        backoff_cap_ms: 60_000,
+        ..CarrierConfig::default()
+    };
     let (handle, mut events) = start(slow_retry, &script.url(), inboxes);
     let mut peer = script.accept().await;
+    state(&mut events, |state| *state == RelayState::Connected).await;
     let event = wrap(1_059, a.public_key(), now_s(), "x");
     publish(&handle, &event, &script.url()).await;
 
@@ -413,14 +527,30 @@ async fn auth_is_answered_with_every_inbox_key_and_all_is_asked_again() {
                 let auth = Event::from_json(frame[1].to_string()).unwrap();
                 auth.verify().unwrap();
                 assert_eq!(auth.kind, Kind::Authentication);
-                assert!(frame[1]["tags"].as_array().unwrap().contains(&json!(["challenge", "c1"])));
-                assert!(frame[1]["tags"].as_array().unwrap().contains(&json!(["relay", script.url()])));
+                assert!(
+                    frame[1]["tags"]
+                        .as_array()
+                        .unwrap()
+                        .contains(&json!(["challenge", "c1"]))
+                );
+                assert!(
+                    frame[1]["tags"]
+                        .as_array()
+                        .unwrap()
+                        .contains(&json!(["relay", script.url()]))
+                );
                 assert!(authed.insert(auth.pubkey), "each key once");
                 peer.say(json!(["OK", auth.id, true, ""])).await;
             }
             "REQ" if known => {
                 if frame[2]["kinds"] == json!([1_059]) {
-                    stored.extend(frame[2]["#p"].as_array().unwrap().iter().map(|p| p.as_str().unwrap().to_string()));
+                    stored.extend(
+                        frame[2]["#p"]
+                            .as_array()
+                            .unwrap()
+                            .iter()
+                            .map(|p| p.as_str().unwrap().to_string()),
+                    );
                 }
                 peer.say(json!(["EOSE", frame[1]])).await;
             }
@@ -454,7 +584,10 @@ async fn auth_is_answered_with_every_inbox_key_and_all_is_asked_again() {
     while !(accepted && caught_up) {
         match next(&mut events).await {
             CarrierEvent::Published { outcome, .. } => accepted = outcome == Outcome::Accepted,
-            CarrierEvent::Relay { state: RelayState::CaughtUp { .. }, .. } => caught_up = true,
+            CarrierEvent::Relay {
+                state: RelayState::CaughtUp { .. },
+                ..
+            } => caught_up = true,
             _ => {}
         }
     }
@@ -464,7 +597,10 @@ async fn auth_is_answered_with_every_inbox_key_and_all_is_asked_again() {
 #[tokio::test]
 async fn a_closed_subscription_is_made_again_and_its_gap_read() {
     let (script, me) = (Script::start().await, Keys::generate().public_key());
-    let only_stored = InboxSpec { ephemeral: false, ..inbox(me) };
+    let only_stored = InboxSpec {
+        ephemeral: false,
+        ..inbox(me)
+    };
     let (_handle, mut events) = start(config(), &script.url(), vec![only_stored]);
     let mut peer = script.accept().await;
     let live = peer.expect("REQ").await;
@@ -473,10 +609,14 @@ async fn a_closed_subscription_is_made_again_and_its_gap_read() {
     peer.serve_history(&[]).await;
     until_caught_up(&mut events, 0).await;
 
-    peer.say(json!(["CLOSED", live[1], "error: live event buffer overflow"])).await;
+    peer.say(json!(["CLOSED", live[1], "error: live event buffer overflow"]))
+        .await;
     let missed = wrap(1_059, me, now_s(), "sent while closed");
     peer.serve_history(std::slice::from_ref(&missed)).await;
-    let refused = state(&mut events, |state| matches!(state, RelayState::SubscriptionRefused { .. })).await;
+    let refused = state(&mut events, |state| {
+        matches!(state, RelayState::SubscriptionRefused { .. })
+    })
+    .await;
     assert!(matches!(refused, RelayState::SubscriptionRefused { message, .. } if message.contains("overflow")));
     assert_eq!(until_caught_up(&mut events, 0).await.0, vec![missed]);
 }
@@ -484,14 +624,29 @@ async fn a_closed_subscription_is_made_again_and_its_gap_read() {
 #[tokio::test]
 async fn a_forged_copy_never_hides_the_real_one() {
     let (script, me) = (Script::start().await, Keys::generate().public_key());
-    let (handle, mut events) = start(config(), &script.url(), vec![InboxSpec { ephemeral: false, ..inbox(me) }]);
+    let (handle, mut events) = start(
+        config(),
+        &script.url(),
+        vec![InboxSpec {
+            ephemeral: false,
+            ..inbox(me)
+        }],
+    );
     let mut peer = script.accept().await;
     let real = wrap(1_059, me, now_s(), "real");
     let mut forged = real.clone();
     forged.content = "forged".into();
     let stranger = wrap(1_059, Keys::generate().public_key(), now_s(), "not for us");
     let note = wrap(1, me, now_s(), "not a wrap");
-    peer.serve_history(&[forged.clone(), stranger, note, real.clone(), real.clone(), forged.clone()]).await;
+    peer.serve_history(&[
+        forged.clone(),
+        stranger,
+        note,
+        real.clone(),
+        real.clone(),
+        forged.clone(),
+    ])
+    .await;
     assert_eq!(until_caught_up(&mut events, 0).await.0, vec![forged, real]);
     let status = handle.status().pop().unwrap();
     assert_eq!((status.duplicates_in, status.refused_in), (2, 2));
@@ -500,21 +655,44 @@ async fn a_forged_copy_never_hides_the_real_one() {
 #[tokio::test]
 async fn too_large_events_are_skipped_and_too_large_messages_end_the_connection() {
     let (script, me) = (Script::start().await, Keys::generate().public_key());
-    let small = CarrierConfig { max_event_bytes: 1_000, max_message_bytes: 10_000, ..config() };
-    let (handle, mut events) = start(small, &script.url(), vec![InboxSpec { ephemeral: false, ..inbox(me) }]);
+    let small = CarrierConfig {
+        max_event_bytes: 1_000,
+        max_message_bytes: 10_000,
+        ..config()
+    };
+    let (handle, mut events) = start(
+        small,
+        &script.url(),
+        vec![InboxSpec {
+            ephemeral: false,
+            ..inbox(me)
+        }],
+    );
     let mut peer = script.accept().await;
-    let (large, good) = (wrap(1_059, me, now_s(), &"x".repeat(2_000)), wrap(1_059, me, now_s(), "x"));
+    let (large, good) = (
+        wrap(1_059, me, now_s(), &"x".repeat(2_000)),
+        wrap(1_059, me, now_s(), "x"),
+    );
     peer.serve_history(&[large.clone(), good.clone()]).await;
     assert_eq!(until_caught_up(&mut events, 0).await.0, vec![good]);
     let refused = handle.publish(&Outgoing::from_event(&large), &[script.url()]).await;
     assert!(matches!(refused, Err(CarrierError::EventTooLarge { .. })));
 
-    for garbage in ["", "nonsense", "[]", "[\"EVENT\",\"0\",{\"id\":7}]", "[\"OK\",\"zz\",true,\"\"]"] {
+    for garbage in [
+        "",
+        "nonsense",
+        "[]",
+        "[\"EVENT\",\"0\",{\"id\":7}]",
+        "[\"OK\",\"zz\",true,\"\"]",
+    ] {
         peer.0.send(Message::text(garbage)).await.unwrap();
     }
     peer.say(json!(["NOTICE", "x".repeat(20_000)])).await;
     let lost = state(&mut events, |state| matches!(state, RelayState::Disconnected { .. })).await;
-    assert!(matches!(&lost, RelayState::Disconnected { reason, .. } if reason.contains("too large")), "{lost:?}");
+    assert!(
+        matches!(&lost, RelayState::Disconnected { reason, .. } if reason.contains("too large")),
+        "{lost:?}"
+    );
     let mut peer = script.accept().await;
     peer.serve_history(&[]).await;
     until_caught_up(&mut events, 0).await;
@@ -523,12 +701,25 @@ async fn too_large_events_are_skipped_and_too_large_messages_end_the_connection(
 #[tokio::test]
 async fn a_relay_that_falls_silent_after_the_subscription_is_left_and_tried_again() {
     let (script, me) = (Script::start().await, Keys::generate().public_key());
-    let impatient = CarrierConfig { eose_timeout_ms: 300, ..config() };
-    let (_handle, mut events) = start(impatient, &script.url(), vec![InboxSpec { ephemeral: false, ..inbox(me) }]);
+    let impatient = CarrierConfig {
+        eose_timeout_ms: 300,
+        ..config()
+    };
+    let (_handle, mut events) = start(
+        impatient,
+        &script.url(),
+        vec![InboxSpec {
+            ephemeral: false,
+            ..inbox(me)
+        }],
+    );
     let mut silent = script.accept().await;
     silent.expect("REQ").await;
     let lost = state(&mut events, |state| matches!(state, RelayState::Disconnected { .. })).await;
-    assert!(matches!(&lost, RelayState::Disconnected { reason, .. } if reason.contains("no answer")), "{lost:?}");
+    assert!(
+        matches!(&lost, RelayState::Disconnected { reason, .. } if reason.contains("no answer")),
+        "{lost:?}"
+    );
     let mut peer = script.accept().await;
     let event = wrap(1_059, me, now_s(), "x");
     peer.serve_history(std::slice::from_ref(&event)).await;
@@ -538,8 +729,19 @@ async fn a_relay_that_falls_silent_after_the_subscription_is_left_and_tried_agai
 #[tokio::test]
 async fn the_watchdog_finds_what_a_dead_subscription_missed() {
     let (script, me) = (Script::start().await, Keys::generate().public_key());
-    let watchful = CarrierConfig { watchdog_ms: 100, watchdog_cap_ms: 100, ..config() };
-    let (_handle, mut events) = start(watchful, &script.url(), vec![InboxSpec { ephemeral: false, ..inbox(me) }]);
+    let watchful = CarrierConfig {
+        watchdog_ms: 100,
+        watchdog_cap_ms: 100,
+        ..config()
+    };
+    let (_handle, mut events) = start(
+        watchful,
+        &script.url(),
+        vec![InboxSpec {
+            ephemeral: false,
+            ..inbox(me)
+        }],
+    );
     let mut peer = script.accept().await;
     peer.serve_history(&[]).await;
     until_caught_up(&mut events, 0).await;
@@ -553,15 +755,31 @@ async fn the_watchdog_finds_what_a_dead_subscription_missed() {
 async fn limits_and_the_end() {
     let me = Keys::generate().public_key();
     let relay = Relay::start(500).await;
-    let (handle, mut events) = start(CarrierConfig { max_relays: 1, ..config() }, &relay.url(), vec![inbox(me)]);
+    let (handle, mut events) = start(
+        CarrierConfig {
+            max_relays: 1,
+            ..config()
+        },
+        &relay.url(),
+        vec![inbox(me)],
+    );
     until_caught_up(&mut events, 0).await;
-    assert_eq!(handle.add_relay("ws://127.0.0.1:9").unwrap_err().code(), "carrier_too_many_relays");
+    assert_eq!(
+        handle.add_relay("ws://127.0.0.1:9").unwrap_err().code(),
+        "carrier_too_many_relays"
+    );
     assert_eq!(handle.add_relay("http://x").unwrap_err().code(), "carrier_bad_url");
     let many = vec![inbox(me); 801];
     assert_eq!(handle.set_inboxes(many).unwrap_err().code(), "carrier_too_many_inboxes");
-    handle.add_relay(&format!("{}/", relay.url())).expect("the same relay, written otherwise");
+    handle
+        .add_relay(&format!("{}/", relay.url()))
+        .expect("the same relay, written otherwise");
     assert!(handle.remove_relay(&relay.url()));
     assert!(handle.status().is_empty());
     drop(handle);
-    while tokio::time::timeout(Duration::from_secs(30), events.recv()).await.expect("tasks go on").is_some() {}
+    while tokio::time::timeout(Duration::from_secs(30), events.recv())
+        .await
+        .expect("tasks go on")
+        .is_some()
+    {}
 }

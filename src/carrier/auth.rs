@@ -40,8 +40,17 @@ impl Auth {
     pub(crate) fn set_inboxes(&mut self, inboxes: &[InboxSpec], now: Instant) -> Vec<String> {
         let known: HashSet<PublicKey> = self.keys.iter().map(|keys| keys.public_key()).collect();
         let mut seen = HashSet::new();
-        self.keys = inboxes.iter().filter_map(|inbox| inbox.auth.clone()).filter(|keys| seen.insert(keys.public_key())).collect();
-        let fresh: Vec<Keys> = self.keys.iter().filter(|keys| !known.contains(&keys.public_key())).cloned().collect();
+        self.keys = inboxes
+            .iter()
+            .filter_map(|inbox| inbox.auth.clone())
+            .filter(|keys| seen.insert(keys.public_key()))
+            .collect();
+        let fresh: Vec<Keys> = self
+            .keys
+            .iter()
+            .filter(|keys| !known.contains(&keys.public_key()))
+            .cloned()
+            .collect();
         self.sign(&fresh, now)
     }
 
@@ -53,7 +62,12 @@ impl Auth {
         }
         self.challenge = Some(challenge);
         self.waiting.clear();
-        let mut keys: Vec<Keys> = self.keys.iter().filter(|keys| !self.accepted.contains(&keys.public_key())).cloned().collect();
+        let mut keys: Vec<Keys> = self
+            .keys
+            .iter()
+            .filter(|keys| !self.accepted.contains(&keys.public_key()))
+            .cloned()
+            .collect();
         if keys.is_empty() {
             keys.clone_from(&self.keys);
         }
@@ -61,7 +75,9 @@ impl Auth {
     }
 
     fn sign(&mut self, keys: &[Keys], now: Instant) -> Vec<String> {
-        let Some(challenge) = self.challenge.clone() else { return Vec::new() };
+        let Some(challenge) = self.challenge.clone() else {
+            return Vec::new();
+        };
         let mut frames = Vec::new();
         for keys in keys {
             // Signing fails on a broken random source only; the relay then refuses us, and says so.

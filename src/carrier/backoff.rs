@@ -11,12 +11,20 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     pub(crate) fn new(first_ms: u64, cap_ms: u64) -> Self {
-        Self { first_ms, cap_ms, failures: 0 }
+        Self {
+            first_ms,
+            cap_ms,
+            failures: 0,
+        }
     }
 
     /// Between half and all of `first * 2^failures`, at most the cap: nodes cut off together must not come back together.
     pub(crate) fn next_delay(&mut self) -> Duration {
-        let full_ms = self.first_ms.saturating_mul(1 << self.failures.min(20)).min(self.cap_ms).max(1);
+        let full_ms = self
+            .first_ms
+            .saturating_mul(1 << self.failures.min(20))
+            .min(self.cap_ms)
+            .max(1);
         self.failures = self.failures.saturating_add(1);
         let random = getrandom::u32().unwrap_or(u32::MAX / 2);
         Duration::from_millis(full_ms / 2 + (full_ms - full_ms / 2) * u64::from(random) / u64::from(u32::MAX))
@@ -38,7 +46,10 @@ mod tests {
         let delays: Vec<u128> = (0..40).map(|_| backoff.next_delay().as_millis()).collect();
         assert!((250..=500).contains(&delays[0]), "{delays:?}");
         assert!((500..=1_000).contains(&delays[1]), "{delays:?}");
-        assert!(delays[7..].iter().all(|ms| (30_000..=60_000).contains(ms)), "{delays:?}");
+        assert!(
+            delays[7..].iter().all(|ms| (30_000..=60_000).contains(ms)),
+            "{delays:?}"
+        );
         backoff.reset();
         assert!(backoff.next_delay().as_millis() <= 500);
     }

@@ -32,7 +32,9 @@ impl Connection {
         loop {
             self.delivery.state(RelayState::Connecting);
             let connecting = connect(self.config.clone(), self.relay.to_string());
-            let Some(connected) = self.meanwhile(connecting).await else { break };
+            let Some(connected) = self.meanwhile(connecting).await else {
+                break;
+            };
             let reason = match connected {
                 Err(reason) => reason,
                 Ok(socket) => {
@@ -65,7 +67,8 @@ impl Connection {
         }
         self.commands.close();
         while let Ok(outgoing) = self.commands.try_recv() {
-            self.delivery.published(outgoing.event_id, Outcome::Unknown("stopped".into()));
+            self.delivery
+                .published(outgoing.event_id, Outcome::Unknown("stopped".into()));
         }
         // As far as the channel has room; who drops the handle may never read it again.
         self.delivery.deliver_ready();

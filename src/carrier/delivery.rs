@@ -25,7 +25,12 @@ pub(crate) struct Recent {
 
 impl Recent {
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { hashers: [RandomState::new(), RandomState::new()], seen: HashSet::new(), order: VecDeque::new(), capacity }
+        Self {
+            hashers: [RandomState::new(), RandomState::new()],
+            seen: HashSet::new(),
+            order: VecDeque::new(),
+            capacity,
+        }
     }
 
     fn key(&self, event: &Event) -> [u64; 2] {
@@ -75,7 +80,13 @@ impl Delivery {
         recent: Arc<Mutex<Recent>>,
         status: Arc<Mutex<RelayStatus>>,
     ) -> Self {
-        Self { url, events, recent, status, pending: VecDeque::new() }
+        Self {
+            url,
+            events,
+            recent,
+            status,
+            pending: VecDeque::new(),
+        }
     }
 
     pub(crate) fn waiting(&self) -> usize {
@@ -93,18 +104,30 @@ impl Delivery {
     pub(crate) fn state(&mut self, state: RelayState) {
         {
             let mut status = self.status();
-            if let RelayState::Disconnected { reason: text, .. } | RelayState::SubscriptionRefused { message: text, .. } = &state {
+            if let RelayState::Disconnected { reason: text, .. }
+            | RelayState::SubscriptionRefused { message: text, .. } = &state
+            {
                 status.last_error = Some(shorten(text));
             }
-            if !matches!(state, RelayState::SubscriptionRefused { .. } | RelayState::HistoryGap { .. }) {
+            if !matches!(
+                state,
+                RelayState::SubscriptionRefused { .. } | RelayState::HistoryGap { .. }
+            ) {
                 status.state = state.clone();
             }
         }
-        self.pending.push_back(CarrierEvent::Relay { url: self.url.clone(), state });
+        self.pending.push_back(CarrierEvent::Relay {
+            url: self.url.clone(),
+            state,
+        });
     }
 
     pub(crate) fn published(&mut self, event_id: nostr::EventId, outcome: Outcome) {
-        self.pending.push_back(CarrierEvent::Published { event_id, relay: self.url.clone(), outcome });
+        self.pending.push_back(CarrierEvent::Published {
+            event_id,
+            relay: self.url.clone(),
+            outcome,
+        });
     }
 
     /// True: new, and queued.
@@ -117,7 +140,10 @@ impl Delivery {
             self.status().duplicates_in += 1;
             return false;
         }
-        self.pending.push_back(CarrierEvent::Arrived { relay: self.url.clone(), event: Box::new(event) });
+        self.pending.push_back(CarrierEvent::Arrived {
+            relay: self.url.clone(),
+            event: Box::new(event),
+        });
         true
     }
 

@@ -9,22 +9,48 @@ use serde_json::value::RawValue;
 /// One message of a relay. Bodies are still text.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum RelayFrame<'a> {
-    Event { sub: String, json: &'a str },
-    Ok { event_id: String, accepted: bool, message: String },
+    Event {
+        sub: String,
+        json: &'a str,
+    },
+    Ok {
+        event_id: String,
+        accepted: bool,
+        message: String,
+    },
     /// `finished`: NIP-67's hint, if the relay gives one.
-    Eose { sub: String, finished: Option<bool> },
-    Closed { sub: String, message: String },
-    Auth { challenge: String },
-    Notice { message: String },
+    Eose {
+        sub: String,
+        finished: Option<bool>,
+    },
+    Closed {
+        sub: String,
+        message: String,
+    },
+    Auth {
+        challenge: String,
+    },
+    Notice {
+        message: String,
+    },
 }
 
 /// `None`: not a frame that we know.
 pub(crate) fn parse(text: &str) -> Option<RelayFrame<'_>> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let parts = deserializer.deserialize_seq(FirstFour).ok()?;
-    let string = |at: usize| parts.get(at).copied().flatten().and_then(|raw| serde_json::from_str::<String>(raw.get()).ok());
+    let string = |at: usize| {
+        parts
+            .get(at)
+            .copied()
+            .flatten()
+            .and_then(|raw| serde_json::from_str::<String>(raw.get()).ok())
+    };
     Some(match string(0)?.as_str() {
-        "EVENT" => RelayFrame::Event { sub: string(1)?, json: parts.get(2).copied().flatten()?.get() },
+        "EVENT" => RelayFrame::Event {
+            sub: string(1)?,
+            json: parts.get(2).copied().flatten()?.get(),
+        },
         "OK" => RelayFrame::Ok {
             event_id: string(1)?,
             accepted: serde_json::from_str(parts.get(2).copied().flatten()?.get()).ok()?,
@@ -38,7 +64,10 @@ pub(crate) fn parse(text: &str) -> Option<RelayFrame<'_>> {
                 _ => None,
             }),
         },
-        "CLOSED" => RelayFrame::Closed { sub: string(1)?, message: string(2).unwrap_or_default() },
+        "CLOSED" => RelayFrame::Closed {
+            sub: string(1)?,
+            message: string(2).unwrap_or_default(),
+        },
         "AUTH" => RelayFrame::Auth { challenge: string(1)? },
         "NOTICE" => RelayFrame::Notice { message: string(1)? },
         _ => return None,
@@ -81,16 +110,58 @@ mod tests {
     /// Promise: every frame of NIP-01, 42 and 67 is read; anything else is refused without a panic.
     #[test]
     fn reads_frames_and_refuses_the_rest() {
-        assert_eq!(parse(r#"["EVENT","s1",{"id":"x"}]"#), Some(RelayFrame::Event { sub: "s1".into(), json: r#"{"id":"x"}"# }));
-        assert_eq!(parse(r#"["EOSE","s1","finish"]"#), Some(RelayFrame::Eose { sub: "s1".into(), finished: Some(true) }));
-        assert_eq!(parse(r#"["EOSE","s1"]"#), Some(RelayFrame::Eose { sub: "s1".into(), finished: None }));
+        assert_eq!(
+            parse(r#"["EVENT","s1",{"id":"x"}]"#),
+            Some(RelayFrame::Event {
+                sub: "s1".into(),
+                json: r#"{"id":"x"}"#
+            })
+        );
+        assert_eq!(
+            parse(r#"["EOSE","s1","finish"]"#),
+            Some(RelayFrame::Eose {
+                sub: "s1".into(),
+                finished: Some(true)
+            })
+        );
+        assert_eq!(
+            parse(r#"["EOSE","s1"]"#),
+            Some(RelayFrame::Eose {
+                sub: "s1".into(),
+                finished: None
+            })
+        );
         assert_eq!(
             parse(r#"["OK","ab",false,"mute: \u0041"]"#),
-            Some(RelayFrame::Ok { event_id: "ab".into(), accepted: false, message: "mute: A".into() })
+            Some(RelayFrame::Ok {
+                event_id: "ab".into(),
+                accepted: false,
+                message: "mute: A".into()
+            })
         );
-        assert_eq!(parse(r#"["OK","ab",true]"#), Some(RelayFrame::Ok { event_id: "ab".into(), accepted: true, message: String::new() }));
-        assert_eq!(parse(r#"["AUTH","c"]"#), Some(RelayFrame::Auth { challenge: "c".into() }));
-        for bad in ["", "{}", "[]", "[1]", r#"["EVENT"]"#, r#"["OK","a","yes"]"#, r#"["EVENT","s",{"a":1}"#, "[[[[", r#"["XX",1]"#] {
+        assert_eq!(
+            parse(r#"["OK","ab",true]"#),
+            Some(RelayFrame::Ok {
+                event_id: "ab".into(),
+                accepted: true,
+                message: String::new()
+            })
+        );
+        assert_eq!(
+            parse(r#"["AUTH","c"]"#),
+            Some(RelayFrame::Auth { challenge: "c".into() })
+        );
+        for bad in [
+            "",
+            "{}",
+            "[]",
+            "[1]",
+            r#"["EVENT"]"#,
+            r#"["OK","a","yes"]"#,
+            r#"["EVENT","s",{"a":1}"#,
+            "[[[[",
+            r#"["XX",1]"#,
+        ] {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }

@@ -81,14 +81,20 @@ impl Handle {
         self.check_size(event)?;
         for relay in relays {
             let url = parse_url(relay)?;
-            let commands = lock(&self.inner.relays).get(url.as_str()).map(|slot| slot.commands.clone());
+            let commands = lock(&self.inner.relays)
+                .get(url.as_str())
+                .map(|slot| slot.commands.clone());
             let taken = match commands {
                 Some(commands) => commands.send(event.clone()).await.is_ok(),
                 None => false,
             };
             if !taken {
                 let outcome = Outcome::Unknown("not one of the carrier's relays".into());
-                let missed = CarrierEvent::Published { event_id: event.event_id, relay: url.as_str().into(), outcome };
+                let missed = CarrierEvent::Published {
+                    event_id: event.event_id,
+                    relay: url.as_str().into(),
+                    outcome,
+                };
                 self.inner.events.send(missed).await.map_err(|_| CarrierError::Ended)?;
             }
         }
@@ -103,7 +109,9 @@ impl Handle {
         self.check_size(event)?;
         let url = parse_url(relay)?;
         let relays = lock(&self.inner.relays);
-        let slot = relays.get(url.as_str()).ok_or_else(|| CarrierError::UnknownRelay { url: url.to_string() })?;
+        let slot = relays
+            .get(url.as_str())
+            .ok_or_else(|| CarrierError::UnknownRelay { url: url.to_string() })?;
         slot.commands.try_send(event.clone()).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => CarrierError::Busy { url: url.to_string() },
             mpsc::error::TrySendError::Closed(_) => CarrierError::Ended,
@@ -126,11 +134,18 @@ impl Handle {
     /// `carrier_too_many_inboxes`; the old set stays.
     pub fn set_inboxes(&self, inboxes: Vec<InboxSpec>) -> Result<(), CarrierError> {
         let config = &self.inner.config;
-        let max_inboxes = config.max_inboxes.min(config.pubkeys_per_filter.max(1) * (config.max_live_reqs / 2).max(1));
+        let max_inboxes = config
+            .max_inboxes
+            .min(config.pubkeys_per_filter.max(1) * (config.max_live_reqs / 2).max(1));
         if inboxes.len() > max_inboxes {
-            return Err(CarrierError::TooManyInboxes { inboxes: inboxes.len(), max_inboxes });
+            return Err(CarrierError::TooManyInboxes {
+                inboxes: inboxes.len(),
+                max_inboxes,
+            });
         }
-        self.inner.desired.send_modify(|desired| desired.inboxes = Arc::new(inboxes));
+        self.inner
+            .desired
+            .send_modify(|desired| desired.inboxes = Arc::new(inboxes));
         Ok(())
     }
 
@@ -195,7 +210,11 @@ impl Handle {
             stop: stopped,
         };
         tokio::spawn(connection.run());
-        Slot { commands, status, _stop: stop }
+        Slot {
+            commands,
+            status,
+            _stop: stop,
+        }
     }
 
     /// Closes a relay's connection and forgets it. Publications in flight there become `Unknown` as far as the channel has room.
@@ -206,6 +225,9 @@ impl Handle {
 
     /// One snapshot per relay, in the order of their addresses.
     pub fn status(&self) -> Vec<RelayStatus> {
-        lock(&self.inner.relays).values().map(|slot| lock(&slot.status).clone()).collect()
+        lock(&self.inner.relays)
+            .values()
+            .map(|slot| lock(&slot.status).clone())
+            .collect()
     }
 }

@@ -70,13 +70,30 @@ impl InFlight {
         self.bytes += outgoing.frame.len();
         self.serial += 1;
         self.timeouts.push_back((now + self.ok_timeout, id, self.serial));
-        self.entries.insert(id, Entry { outgoing, sent: now, serial: self.serial, auth: AuthStep::NotAsked });
+        self.entries.insert(
+            id,
+            Entry {
+                outgoing,
+                sent: now,
+                serial: self.serial,
+                auth: AuthStep::NotAsked,
+            },
+        );
         true
     }
 
     /// `can_auth`: an AUTH is under way or possible, so `auth-required` deserves one repetition.
-    pub(crate) fn answer(&mut self, id: EventId, accepted: bool, message: &str, can_auth: bool, now: Instant) -> Answer {
-        let Some(entry) = self.entries.get_mut(&id) else { return Answer::Stranger };
+    pub(crate) fn answer(
+        &mut self,
+        id: EventId,
+        accepted: bool,
+        message: &str,
+        can_auth: bool,
+        now: Instant,
+    ) -> Answer {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return Answer::Stranger;
+        };
         if !accepted && message.starts_with("auth-required:") && can_auth && entry.auth == AuthStep::NotAsked {
             entry.auth = AuthStep::Waiting;
             return Answer::AwaitAuth;
@@ -90,7 +107,11 @@ impl InFlight {
     /// What to send again now that the relay knows us. The time to answer starts anew.
     pub(crate) fn after_auth(&mut self, now: Instant) -> Vec<Outgoing> {
         let mut again = Vec::new();
-        for (id, entry) in self.entries.iter_mut().filter(|(_, entry)| entry.auth == AuthStep::Waiting) {
+        for (id, entry) in self
+            .entries
+            .iter_mut()
+            .filter(|(_, entry)| entry.auth == AuthStep::Waiting)
+        {
             entry.auth = AuthStep::Repeated;
             entry.sent = now;
             self.serial += 1;
@@ -132,7 +153,11 @@ impl InFlight {
             self.bytes -= entry.outgoing.frame.len();
         }
         // Answered entries leave the queue from its front, so that it stays as short as what is in flight.
-        while self.timeouts.front().is_some_and(|(_, id, serial)| self.entries.get(id).is_none_or(|e| e.serial != *serial)) {
+        while self
+            .timeouts
+            .front()
+            .is_some_and(|(_, id, serial)| self.entries.get(id).is_none_or(|e| e.serial != *serial))
+        {
             self.timeouts.pop_front();
         }
     }

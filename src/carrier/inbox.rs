@@ -150,13 +150,22 @@ impl Inboxes {
         let mut missing: Vec<PublicKey> = Vec::new();
         let mut target: HashSet<PublicKey> = HashSet::new();
         for spec in &self.specs {
-            let asked = if sort == Sort::Stored { spec.stored } else { spec.ephemeral };
+            let asked = if sort == Sort::Stored {
+                spec.stored
+            } else {
+                spec.ephemeral
+            };
             if asked && target.insert(spec.pubkey) {
                 missing.push(spec.pubkey);
             }
         }
         let mut changed = HashSet::new();
-        for (at, group) in self.groups.iter_mut().enumerate().filter(|(_, group)| group.sort == sort) {
+        for (at, group) in self
+            .groups
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, group)| group.sort == sort)
+        {
             let before = group.keys.len();
             group.keys.retain(|key| target.remove(key));
             if group.keys.len() != before {
@@ -164,18 +173,32 @@ impl Inboxes {
             }
         }
         missing.retain(|key| target.contains(key));
-        let most_groups = if self.keys_per_filter == 1 { MAX_NARROW_REQS } else { (self.config.max_live_reqs / 2).max(1) };
+        let most_groups = if self.keys_per_filter == 1 {
+            MAX_NARROW_REQS
+        } else {
+            (self.config.max_live_reqs / 2).max(1)
+        };
         for (placed, key) in missing.iter().enumerate() {
-            let room = self.groups.iter().position(|group| group.sort == sort && group.keys.len() < self.keys_per_filter);
+            let room = self
+                .groups
+                .iter()
+                .position(|group| group.sort == sort && group.keys.len() < self.keys_per_filter);
             let at = match room {
                 Some(at) => at,
                 None if self.groups.iter().filter(|group| group.sort == sort).count() < most_groups => {
-                    self.groups.push(Group { sort, keys: Vec::new(), sub: None });
+                    self.groups.push(Group {
+                        sort,
+                        keys: Vec::new(),
+                        sub: None,
+                    });
                     self.groups.len() - 1
                 }
                 None => {
                     let message = format!("{} inboxes find no subscription on this relay", missing.len() - placed);
-                    self.actions.push(Action::Refused { message, retry: Duration::from_millis(self.config.backoff_cap_ms) });
+                    self.actions.push(Action::Refused {
+                        message,
+                        retry: Duration::from_millis(self.config.backoff_cap_ms),
+                    });
                     break;
                 }
             };
@@ -208,7 +231,17 @@ impl Inboxes {
         self.next_sub += 1;
         let backoff = Backoff::new(self.config.backoff_first_ms, self.config.backoff_cap_ms);
         let phase = Phase::Live;
-        self.subs.insert(id, Sub { purpose, phase, backoff, refusals: 0, page_events: 0, oldest_s: u64::MAX });
+        self.subs.insert(
+            id,
+            Sub {
+                purpose,
+                phase,
+                backoff,
+                refusals: 0,
+                page_events: 0,
+                oldest_s: u64::MAX,
+            },
+        );
         self.send_req(id, now);
         id
     }
@@ -232,9 +265,9 @@ impl Inboxes {
                 let filter = Filter::new().pubkeys(group.keys.iter().copied());
                 match group.sort {
                     Sort::Stored => filter.kind(Kind::GiftWrap).limit(1),
-                    Sort::Ephemeral => {
-                        filter.kind(EPHEMERAL_WRAP).since(Timestamp::now() - self.config.ephemeral_lookback_s)
-                    }
+                    Sort::Ephemeral => filter
+                        .kind(EPHEMERAL_WRAP)
+                        .since(Timestamp::now() - self.config.ephemeral_lookback_s),
                 }
             }
         };
@@ -253,7 +286,11 @@ impl Inboxes {
     fn queue_history(&mut self, keys: &[PublicKey]) {
         self.reported = false;
         let asked: HashSet<&PublicKey> = keys.iter().collect();
-        let mut specs: Vec<&InboxSpec> = self.specs.iter().filter(|spec| spec.stored && asked.contains(&spec.pubkey)).collect();
+        let mut specs: Vec<&InboxSpec> = self
+            .specs
+            .iter()
+            .filter(|spec| spec.stored && asked.contains(&spec.pubkey))
+            .collect();
         specs.sort_by_key(|spec| spec.since_s);
         for chunk in specs.chunks(self.keys_per_filter) {
             let since_s = chunk.first().map(|spec| spec.since_s).filter(|s| *s > 0);
@@ -269,11 +306,21 @@ impl Inboxes {
     fn restart_history(&mut self) {
         self.history_stale = false;
         self.queue.clear();
-        let open: Vec<u64> = self.subs.iter().filter(|(_, s)| matches!(s.purpose, Purpose::History(_))).map(|(id, _)| *id).collect();
+        let open: Vec<u64> = self
+            .subs
+            .iter()
+            .filter(|(_, s)| matches!(s.purpose, Purpose::History(_)))
+            .map(|(id, _)| *id)
+            .collect();
         for id in open {
             self.close(id);
         }
-        let keys: Vec<PublicKey> = self.groups.iter().filter(|g| g.sort == Sort::Stored).flat_map(|g| g.keys.clone()).collect();
+        let keys: Vec<PublicKey> = self
+            .groups
+            .iter()
+            .filter(|g| g.sort == Sort::Stored)
+            .flat_map(|g| g.keys.clone())
+            .collect();
         self.queue_history(&keys);
     }
 
@@ -292,11 +339,14 @@ impl Inboxes {
             self.watchdog = Duration::from_millis(self.config.watchdog_ms);
         }
         let eose_timeout = Duration::from_millis(self.config.eose_timeout_ms);
-        let Some(sub) = sub.parse().ok().and_then(|id: u64| self.subs.get_mut(&id)) else { return };
+        let Some(sub) = sub.parse().ok().and_then(|id: u64| self.subs.get_mut(&id)) else {
+            return;
+        };
         if let Phase::Opening { deadline } = &mut sub.phase {
             *deadline = now + eose_timeout;
             // What a relay sends beyond the question neither fills the page nor moves it.
-            let asked = !matches!(&sub.purpose, Purpose::History(job) if job.until_s.is_some_and(|until| created_at_s > until));
+            let asked =
+                !matches!(&sub.purpose, Purpose::History(job) if job.until_s.is_some_and(|until| created_at_s > until));
             if asked {
                 sub.page_events += 1;
                 sub.oldest_s = sub.oldest_s.min(created_at_s);
@@ -340,7 +390,10 @@ impl Inboxes {
         // The whole page is one second. Fewer keys may show what it hides; one key alone can only step over it.
         if job.keys.len() > 1 {
             let rest = job.keys.split_off(job.keys.len() / 2);
-            self.queue.push_front(Job { keys: rest, ..job.clone() });
+            self.queue.push_front(Job {
+                keys: rest,
+                ..job.clone()
+            });
             self.queue.push_front(job);
             return;
         }
@@ -366,8 +419,15 @@ impl Inboxes {
         sub.refusals += 1;
         let prefix = message.split_once(':').map_or("", |(prefix, _)| prefix);
         let awaits_auth = prefix == "auth-required" && can_auth && sub.refusals == 1;
-        let retry = if awaits_auth && auth_settled { Duration::ZERO } else { sub.backoff.next_delay() };
-        sub.phase = Phase::Closed { retry_at: now + retry, awaits_auth };
+        let retry = if awaits_auth && auth_settled {
+            Duration::ZERO
+        } else {
+            sub.backoff.next_delay()
+        };
+        sub.phase = Phase::Closed {
+            retry_at: now + retry,
+            awaits_auth,
+        };
         self.reported = false;
         let (keys, live) = match &sub.purpose {
             Purpose::Live(at) => (self.groups.get(*at).map_or(0, |group| group.keys.len()), true),
@@ -376,9 +436,13 @@ impl Inboxes {
         let refusals = sub.refusals;
         self.history_stale |= live;
         if !awaits_auth {
-            self.actions.push(Action::Refused { message: shorten(message), retry });
+            self.actions.push(Action::Refused {
+                message: shorten(message),
+                retry,
+            });
         }
-        let too_wide = prefix == "restricted" || (refusals >= 2 && matches!(prefix, "error" | "blocked" | "auth-required"));
+        let too_wide =
+            prefix == "restricted" || (refusals >= 2 && matches!(prefix, "error" | "blocked" | "auth-required"));
         if too_wide && keys > 1 && self.keys_per_filter > 1 {
             self.narrow(now);
         }
@@ -400,7 +464,11 @@ impl Inboxes {
 
     pub(crate) fn on_auth_done(&mut self, now: Instant) {
         for sub in self.subs.values_mut() {
-            if let Phase::Closed { retry_at, awaits_auth: true } = &mut sub.phase {
+            if let Phase::Closed {
+                retry_at,
+                awaits_auth: true,
+            } = &mut sub.phase
+            {
                 *retry_at = now;
             }
         }
@@ -413,7 +481,8 @@ impl Inboxes {
             Phase::Closed { retry_at, .. } => Some(retry_at),
             Phase::Live => None,
         });
-        subs.chain((!self.subs.is_empty()).then(|| self.last_event + self.watchdog)).min()
+        subs.chain((!self.subs.is_empty()).then(|| self.last_event + self.watchdog))
+            .min()
     }
 
     pub(crate) fn tick(&mut self, now: Instant) {
@@ -459,13 +528,20 @@ impl Inboxes {
             // Events may have come while a live request was closed.
             self.restart_history();
         }
-        let history = self.subs.values().filter(|sub| matches!(sub.purpose, Purpose::History(_))).count();
+        let history = self
+            .subs
+            .values()
+            .filter(|sub| matches!(sub.purpose, Purpose::History(_)))
+            .count();
         for _ in history..self.config.max_history_reqs.max(1) {
             let Some(job) = self.queue.pop_front() else { break };
             self.open(Purpose::History(job), now);
         }
         let quiet = self.queue.is_empty()
-            && self.subs.values().all(|sub| matches!((&sub.purpose, &sub.phase), (Purpose::Live(_), Phase::Live)));
+            && self
+                .subs
+                .values()
+                .all(|sub| matches!((&sub.purpose, &sub.phase), (Purpose::Live(_), Phase::Live)));
         if quiet && !self.reported {
             self.reported = true;
             self.actions.push(Action::CaughtUp);

@@ -98,7 +98,10 @@ impl Session {
             let _ = tokio::time::timeout(Duration::from_secs(1), self.socket.close(None)).await;
             return End::Stopped;
         }
-        End::Lost { reason, healthy: self.healthy }
+        End::Lost {
+            reason,
+            healthy: self.healthy,
+        }
     }
 
     /// `true`: stopped on purpose.
@@ -155,8 +158,20 @@ impl Session {
     fn next_deadline(&self) -> Instant {
         let mut next = self.next_ping;
         let silence = (!self.paused).then(|| self.last_heard + Duration::from_millis(self.config.dead_after_ms));
-        let inboxes = if self.paused { None } else { self.inboxes.next_deadline() };
-        for at in [silence, inboxes, self.in_flight.next_deadline(), self.auth.next_deadline()].into_iter().flatten() {
+        let inboxes = if self.paused {
+            None
+        } else {
+            self.inboxes.next_deadline()
+        };
+        for at in [
+            silence,
+            inboxes,
+            self.in_flight.next_deadline(),
+            self.auth.next_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        {
             next = next.min(at);
         }
         next
@@ -229,14 +244,19 @@ impl Session {
     fn on_frame(&mut self, frame: RelayFrame<'_>, wires: &mut Wires<'_>, now: Instant) {
         match frame {
             RelayFrame::Event { sub, json } => self.on_event(&sub, json, wires, now),
-            RelayFrame::Ok { event_id, accepted, message } => {
+            RelayFrame::Ok {
+                event_id,
+                accepted,
+                message,
+            } => {
                 if let Ok(id) = EventId::from_hex(&event_id) {
                     self.on_ok(id, accepted, &message, wires, now);
                 }
             }
             RelayFrame::Eose { sub, finished } => self.inboxes.on_eose(&sub, finished, now),
             RelayFrame::Closed { sub, message } => {
-                self.inboxes.on_closed(&sub, &message, self.auth.has_keys(), self.auth.settled(), now);
+                self.inboxes
+                    .on_closed(&sub, &message, self.auth.has_keys(), self.auth.settled(), now);
             }
             RelayFrame::Auth { challenge } => {
                 for frame in self.auth.challenged(challenge, now) {
@@ -248,7 +268,9 @@ impl Session {
     }
 
     fn on_event(&mut self, sub: &str, json: &str, wires: &mut Wires<'_>, now: Instant) {
-        let event = (json.len() <= self.config.max_event_bytes).then(|| Event::from_json(json).ok()).flatten();
+        let event = (json.len() <= self.config.max_event_bytes)
+            .then(|| Event::from_json(json).ok())
+            .flatten();
         let Some(event) = event else {
             wires.delivery.refused();
             // It still counts for the page, or its neighbours in history would never be asked for.
@@ -259,7 +281,10 @@ impl Session {
         };
         let created_at_s = event.created_at.as_secs();
         let ours = (event.kind == Kind::GiftWrap || event.kind == EPHEMERAL_WRAP)
-            && event.tags.iter().any(|tag| matches!(tag.as_slice(), [name, p, ..] if name == "p" && self.inboxes.wants(p)));
+            && event
+                .tags
+                .iter()
+                .any(|tag| matches!(tag.as_slice(), [name, p, ..] if name == "p" && self.inboxes.wants(p)));
         if !ours {
             wires.delivery.refused();
         }
@@ -311,12 +336,16 @@ impl Session {
                 Action::Send(frame) => self.write(Message::text(frame)),
                 Action::Refused { message, retry } => {
                     let retry_in_ms = u64::try_from(retry.as_millis()).unwrap_or(u64::MAX);
-                    wires.delivery.state(RelayState::SubscriptionRefused { message, retry_in_ms });
+                    wires
+                        .delivery
+                        .state(RelayState::SubscriptionRefused { message, retry_in_ms });
                 }
                 Action::Gap { pubkey, at_s } => wires.delivery.state(RelayState::HistoryGap { pubkey, at_s }),
                 Action::CaughtUp => {
                     self.healthy = true;
-                    wires.delivery.state(RelayState::CaughtUp { generation: self.inboxes.generation() });
+                    wires.delivery.state(RelayState::CaughtUp {
+                        generation: self.inboxes.generation(),
+                    });
                 }
                 Action::Dead => self.lose("the relay is silent: a subscription got no answer"),
             }
@@ -333,7 +362,9 @@ impl Session {
                 sent += 1;
                 self.write(Message::Text(outgoing.frame));
             }
-            next = (sent < BATCH && self.may_publish(wires)).then(|| wires.commands.try_recv().ok()).flatten();
+            next = (sent < BATCH && self.may_publish(wires))
+                .then(|| wires.commands.try_recv().ok())
+                .flatten();
         }
         let mut status = wires.delivery.status();
         status.events_out += sent as u64;
@@ -376,7 +407,11 @@ async fn next_io(socket: &mut Socket, dirty: bool, blocked: &mut bool, read: boo
                 Poll::Pending => *blocked = true,
             }
         }
-        if read { socket.poll_next_unpin(context).map(Io::Message) } else { Poll::Pending }
+        if read {
+            socket.poll_next_unpin(context).map(Io::Message)
+        } else {
+            Poll::Pending
+        }
     })
     .await
 }

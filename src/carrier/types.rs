@@ -143,7 +143,11 @@ impl Outgoing {
 
     /// Takes the event's JSON as it was signed and stored; `json` is not looked at.
     pub fn from_json(event_id: EventId, ephemeral: bool, json: &str) -> Self {
-        Self { event_id, ephemeral, frame: format!("[\"EVENT\",{json}]").into() }
+        Self {
+            event_id,
+            ephemeral,
+            frame: format!("[\"EVENT\",{json}]").into(),
+        }
     }
 
     /// Id that the outcomes will name.
@@ -325,5 +329,8 @@ pub(crate) fn parse_url(url: &str) -> Result<RelayUrl, CarrierError> {
 
 /// Foreign text made fit for logs and errors: one line, at most 200 characters.
 pub(crate) fn shorten(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect()
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(200)
+        .collect()
 }
