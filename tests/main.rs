@@ -6,6 +6,8 @@ mod support {
     pub(crate) mod npm_relay;
 }
 
+#[cfg(feature = "relay")]
+mod carrier;
 mod cli;
 #[cfg(feature = "labor")]
 mod labor;
