@@ -138,6 +138,7 @@ impl Node {
             Input::Started => self.on_started(),
             Input::CaughtUp { online } => self.on_caught_up(now, online),
             Input::Draining => self.draining = true,
+            Input::Announce => self.announce_all(),
             Input::Tick => {}
             Input::Ask(ask) => self.on_ask(now, chance, *ask),
             Input::Cancel { task } => self.on_cancel_command(now, &task),
@@ -242,16 +243,15 @@ impl Node {
                 award.lease_until_ms = award.lease_until_ms.max(now.saturating_add(ttl));
             }
         }
+        self.announce_all();
+        self.out.effects.push(Effect::Readvertise);
+    }
+
+    fn announce_all(&mut self) {
         let open: Vec<_> = self.jobs.values().filter(|j| j.phase == Phase::Placing && j.round > 0).map(|j| j.task.clone()).collect();
         for task in open {
             self.announce(&task);
         }
-        self.out.effects.push(Effect::Readvertise);
-    }
-
-    /// Offers and the ad once more, in new wraps: on a timer of the node room.
-    pub fn announcements(&self, now: Ms) -> Vec<TaskId> {
-        self.jobs.values().filter(|j| j.phase == Phase::Placing && j.round > 0 && j.offer_expires_ms > now).map(|j| j.task.clone()).collect()
     }
 
     fn on_shutdown(&mut self) {

@@ -218,6 +218,8 @@ pub enum Input {
         /// Whether any inbox relay is connected.
         online: bool,
     },
+    /// Live offers are to be announced once more, in new wraps.
+    Announce,
     /// Time has passed.
     Tick,
     /// The owner asks for work.

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 /// A failure in the identity room.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
+    /// Not a Nostr public key.
+    #[error("not a Nostr public key: {0}; write it as npub1… or as 64 hex digits")]
+    NpubInvalid(String),
     /// The operating system gave no random bytes.
     #[error(
         "the operating system gave no random bytes: {0}; try again, and check the system's random source if it stays"
@@ -105,6 +108,7 @@ impl IdentityError {
     /// A stable name for programs and for searching.
     pub fn code(&self) -> &'static str {
         match self {
+            Self::NpubInvalid(_) => "npub_invalid",
             Self::EntropyUnavailable(_) => "entropy_unavailable",
             Self::MnemonicInvalid(_) => "mnemonic_invalid",
             Self::LctInvalid { .. } => "lct_invalid",

@@ -199,6 +199,8 @@ pub struct Core {
     failures: u32,
     read_until_s: u64,
     reply_keys: BTreeMap<String, u64>,
+    /// When each live offer was first announced: part of its rumor, so that a new wrap holds the same rumor.
+    announced: BTreeMap<(String, u32), u64>,
     prune_at: Instant,
     limits: Limits,
 }
@@ -232,6 +234,7 @@ impl Core {
             failures: 0,
             read_until_s: 0,
             reply_keys: BTreeMap::new(),
+            announced: BTreeMap::new(),
             prune_at: Instant::now() + Duration::from_secs(60),
             limits,
         })
@@ -475,8 +478,12 @@ impl Core {
         for (seq, parcel) in parcels {
             let _ = self.outlets.delivery.send(Order::Deliver(seq, parcel));
         }
-        let created_s = clock::now_ms() / 1000;
+        let now_s = clock::now_ms() / 1000;
         for send in batch.tries {
+            let created_s = match &send.body {
+                Body::Offer(offer) => *self.announced.entry((offer.task.clone(), offer.round)).or_insert(now_s),
+                _ => now_s,
+            };
             let _ = self.outlets.delivery.send(Order::Try(Parcel { sends: vec![send], created_s }));
         }
         for effect in batch.effects {
@@ -525,6 +532,7 @@ impl Core {
             .collect();
         if wanted != self.reply_keys {
             self.reply_keys.clone_from(&wanted);
+            self.announced.retain(|(task, _), _| wanted.contains_key(task));
             let _ = self.outlets.presence.send(Order::Inboxes(wanted));
         }
     }

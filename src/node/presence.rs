@@ -1,0 +1,164 @@
+//! Presence: which inboxes are read, what is announced to pools, and when everything is read anew.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use nostr::PublicKey;
+use tokio::sync::mpsc;
+
+use super::core::{Mail, Order};
+use super::delivery::Tell;
+use super::rows::Parcel;
+use super::{Mailbox, clock};
+use crate::carrier::{Handle, InboxSpec};
+use crate::domain::engagement::Stage;
+use crate::domain::policy::Policy;
+use crate::domain::step::{Addressee, Input, Send};
+use crate::identity::Identity;
+use crate::identity::pool::{PoolSecret, utc_day};
+use crate::wire::market::{Ad, AdSkill};
+use crate::wire::message::Body;
+use crate::wire::verify::{Inbox, Keyring};
+
+/// Changes of the ad within this time make one ad.
+const AD_PAUSE: Duration = Duration::from_millis(200);
+/// Live offers are announced again this often.
+const OFFER_EVERY: Duration = Duration::from_secs(60);
+
+/// What presence needs.
+pub struct Presence {
+    /// Our keys.
+    pub identity: Arc<Identity>,
+    /// The ring that arrivals are opened with.
+    pub keyring: Arc<Keyring>,
+    /// The carrier.
+    pub carrier: Handle,
+    /// Pools joined.
+    pub pools: BTreeMap<String, PoolSecret>,
+    /// NIP-13 work that a wrap to a pool must show.
+    pub pool_pow_bits: u8,
+    /// Settings.
+    pub policy: Policy,
+    /// Ads are repeated this often.
+    pub ad_every: Duration,
+    /// Clock differences that count as a jump.
+    pub clock_jump: Duration,
+    /// To the loop.
+    pub mailbox: Mailbox,
+    /// To delivery.
+    pub delivery: mpsc::UnboundedSender<Tell>,
+    /// The newest drain.
+    pub generation: Arc<AtomicU64>,
+    /// Until when the own inbox was read, Unix seconds.
+    pub read_until_s: u64,
+}
+
+impl Presence {
+    /// Runs until the channel closes.
+    pub async fn run(self, mut orders: mpsc::UnboundedReceiver<Order>) {
+        let mut tasks: BTreeMap<String, u64> = BTreeMap::new();
+        let mut day = 0;
+        let mut jump = clock::JumpWatch::new(self.clock_jump);
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ad_at = tokio::time::Instant::now() + AD_PAUSE;
+        let mut offers_at = tokio::time::Instant::now() + OFFER_EVERY;
+        loop {
+            tokio::select! {
+                order = orders.recv() => match order {
+                    None => return,
+                    Some(Order::Inboxes(wanted)) => {
+                        tasks = wanted;
+                        self.subscribe(&tasks);
+                    }
+                    Some(Order::Readvertise) => ad_at = ad_at.min(tokio::time::Instant::now() + AD_PAUSE),
+                    Some(Order::Drain) => self.drain(),
+                    Some(_) => {}
+                },
+                _ = tick.tick() => {
+                    if let Some(ahead_ms) = jump.jumped_ms() {
+                        tracing::warn!(ahead_ms, "the clock jumped, or the machine slept: reading every inbox to its end before judging any timer");
+                        self.mailbox.post(Mail::Fact(Input::Draining));
+                        self.drain();
+                    }
+                    let today = utc_day(clock::now_ms() / 1000);
+                    if today != day {
+                        day = today;
+                        self.subscribe(&tasks);
+                    }
+                    if tokio::time::Instant::now() >= offers_at {
+                        offers_at = tokio::time::Instant::now() + OFFER_EVERY;
+                        self.mailbox.post(Mail::Fact(Input::Announce));
+                    }
+                }
+                () = tokio::time::sleep_until(ad_at) => {
+                    ad_at = tokio::time::Instant::now() + self.ad_every;
+                    self.advertise();
+                }
+            }
+        }
+    }
+
+    fn drain(&self) {
+        self.generation.store(self.carrier.drain(), Ordering::SeqCst);
+    }
+
+    /// Own inbox, the one-time key of every open auction, and each pool's key of yesterday, today and tomorrow.
+    fn subscribe(&self, tasks: &BTreeMap<String, u64>) {
+        let own = self.identity.nostr();
+        let now_s = clock::now_ms() / 1000;
+        let mut specs = vec![InboxSpec { pubkey: own.public_key(), since_s: self.read_until_s, auth: Some(own.clone()), stored: true, ephemeral: true }];
+        let mut held: Vec<PublicKey> = vec![own.public_key()];
+        for (task, since_s) in tasks {
+            let Ok(keys) = self.identity.reply_key(task) else { continue };
+            held.push(keys.public_key());
+            specs.push(InboxSpec { pubkey: keys.public_key(), since_s: *since_s, auth: Some(keys.clone()), stored: true, ephemeral: false });
+            self.keyring.insert(keys, Inbox::Task(task.clone()), 0);
+        }
+        let today = utc_day(now_s);
+        for (name, secret) in &self.pools {
+            for utc_day in [today.saturating_sub(1), today, today + 1] {
+                let Ok(keys) = secret.day_keys(utc_day) else { continue };
+                held.push(keys.public_key());
+                specs.push(InboxSpec { pubkey: keys.public_key(), since_s: now_s, auth: Some(keys.clone()), stored: true, ephemeral: true });
+                self.keyring.insert(keys, Inbox::Pool { name: name.clone(), utc_day }, self.pool_pow_bits);
+            }
+        }
+        for (key, _) in self.keyring.inboxes() {
+            if !held.contains(&key) {
+                self.keyring.remove(&key);
+            }
+        }
+        if let Err(error) = self.carrier.set_inboxes(specs) {
+            tracing::warn!(code = error.code(), "not every inbox is read: {error}");
+        }
+    }
+
+    fn advertise(&self) {
+        if self.policy.skills.is_empty() {
+            return;
+        }
+        let (policy, delivery) = (self.policy.clone(), self.delivery.clone());
+        let pools: Vec<String> = self.pools.keys().cloned().collect();
+        self.mailbox.post(Mail::Query(Box::new(move |node, _| {
+            let now = clock::now_ms();
+            let queue = node.work().values().filter(|w| matches!(w.stage, Stage::Queued | Stage::Running | Stage::Hibernating)).count();
+            let ad = Ad {
+                lct: policy.lct.clone(),
+                binding: policy.binding.clone(),
+                relays: policy.relays.clone(),
+                skills: policy.skills.iter().map(|s| AdSkill { id: s.id.clone(), unit_price_mc: s.unit_price_mc }).collect(),
+                queue: queue as u32,
+                paused: node.owner().paused.is_some(),
+                expires_ms: now + policy.ad_ttl_ms,
+            };
+            for pool in pools {
+                let send = Send { to: Addressee::Pool(pool), body: Body::Ad(Box::new(ad.clone())), ephemeral: false, relays: Vec::new(), expires_ms: ad.expires_ms };
+                let _ = delivery.send(Tell::Order(Order::Try(Parcel { sends: vec![send], created_s: now / 1000 })));
+            }
+        })));
+    }
+}
+
