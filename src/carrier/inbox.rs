@@ -361,6 +361,7 @@ impl Inboxes {
         self.last_event = now;
         if fresh {
             self.watchdog = Duration::from_millis(self.config.watchdog_ms);
+            self.watchdog_ran = false;
         }
         let eose_timeout = Duration::from_millis(self.config.eose_timeout_ms);
         let Some(sub) = sub.parse().ok().and_then(|id: u64| self.subs.get_mut(&id)) else {
