@@ -32,4 +32,7 @@ mod session;
 mod types;
 
 pub use handle::{Handle, RelayCarrier};
-pub use types::{CarrierConfig, CarrierError, CarrierEvent, InboxSpec, Outcome, Outgoing, RelayState, RelayStatus};
+pub use types::{
+    CarrierConfig, CarrierError, CarrierEvent, InboxSpec, Outcome, Outgoing, RelayState,
+    RelayStatus,
+};

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use legiond::carrier::{
-    CarrierConfig, CarrierError, CarrierEvent, Handle, InboxSpec, Outcome, Outgoing, RelayCarrier, RelayState,
+    CarrierConfig, CarrierError, CarrierEvent, Handle, InboxSpec, Outcome, Outgoing, RelayCarrier,
+    RelayState,
 };
 use nostr::{Event, EventBuilder, EventId, JsonUtil, Keys, Kind, PublicKey, Tag, Timestamp};
 use nostr_database::{MemoryDatabase, MemoryDatabaseOptions, NostrDatabase};
@@ -204,13 +205,18 @@ async fn next(events: &mut Receiver<CarrierEvent>) -> CarrierEvent {
 async fn outcome(events: &mut Receiver<CarrierEvent>, id: EventId) -> Outcome {
     loop {
         match next(events).await {
-            CarrierEvent::Published { event_id, outcome, .. } if event_id == id => return outcome,
+            CarrierEvent::Published {
+                event_id, outcome, ..
+            } if event_id == id => return outcome,
             _ => continue,
         }
     }
 }
 
-async fn state(events: &mut Receiver<CarrierEvent>, wanted: impl Fn(&RelayState) -> bool) -> RelayState {
+async fn state(
+    events: &mut Receiver<CarrierEvent>,
+    wanted: impl Fn(&RelayState) -> bool,
+) -> RelayState {
     loop {
         match next(events).await {
             CarrierEvent::Relay { state, .. } if wanted(&state) => return state,
@@ -220,7 +226,10 @@ async fn state(events: &mut Receiver<CarrierEvent>, wanted: impl Fn(&RelayState)
 }
 
 /// Everything that arrives before the relay says that it is caught up with this generation; and the gaps it admits.
-async fn until_caught_up(events: &mut Receiver<CarrierEvent>, generation: u64) -> (Vec<Event>, usize) {
+async fn until_caught_up(
+    events: &mut Receiver<CarrierEvent>,
+    generation: u64,
+) -> (Vec<Event>, usize) {
     let (mut arrived, mut gaps) = (Vec::new(), 0);
     loop {
         match next(events).await {
@@ -249,7 +258,11 @@ async fn arrival(events: &mut Receiver<CarrierEvent>) -> Event {
 }
 
 /// Starts a carrier whose inboxes are set before it connects, so that the first `CaughtUp` covers them.
-fn start(config: CarrierConfig, url: &str, inboxes: Vec<InboxSpec>) -> (Handle, Receiver<CarrierEvent>) {
+fn start(
+    config: CarrierConfig,
+    url: &str,
+    inboxes: Vec<InboxSpec>,
+) -> (Handle, Receiver<CarrierEvent>) {
     let (handle, events) = RelayCarrier::start(config, Vec::new()).unwrap();
     handle.set_inboxes(inboxes).unwrap();
     handle.add_relay(url).unwrap();
@@ -284,14 +297,20 @@ async fn a_real_relay_takes_stores_and_passes_on() {
                 CarrierEvent::Relay { .. } => {}
             }
         }
-        assert_eq!((answered, arrived), (Some(Outcome::Accepted), Some(event.clone())));
+        assert_eq!(
+            (answered, arrived),
+            (Some(Outcome::Accepted), Some(event.clone()))
+        );
         if kind == 1_059 {
             publish(&handle, &event, &relay.url()).await;
             assert_eq!(outcome(&mut events, event.id).await, Outcome::Duplicate);
         }
     }
     let status = handle.status().pop().unwrap();
-    assert_eq!((status.events_in, status.events_out, status.in_flight), (2, 3, 0));
+    assert_eq!(
+        (status.events_in, status.events_out, status.in_flight),
+        (2, 3, 0)
+    );
     assert!(status.rtt_ms.is_some());
 }
 
@@ -327,7 +346,10 @@ async fn history_is_read_to_its_end_in_pages_of_100() {
         "drain delivers nothing twice"
     );
     let generation = handle.redeliver();
-    assert_eq!(ids(&until_caught_up(&mut events, generation).await.0), ids(&stored));
+    assert_eq!(
+        ids(&until_caught_up(&mut events, generation).await.0),
+        ids(&stored)
+    );
 
     // A reply key added later: its history is read, the others' is not.
     let late = Keys::generate().public_key();
@@ -335,7 +357,10 @@ async fn history_is_read_to_its_end_in_pages_of_100() {
     relay.database.save_event(&reply).await.unwrap();
     let before = handle.status()[0].duplicates_in;
     handle.set_inboxes(vec![inbox(me), inbox(late)]).unwrap();
-    assert_eq!(until_caught_up(&mut events, generation).await.0, vec![reply]);
+    assert_eq!(
+        until_caught_up(&mut events, generation).await.0,
+        vec![reply]
+    );
     assert!(handle.status()[0].duplicates_in - before <= 1);
 }
 
@@ -360,12 +385,23 @@ async fn a_second_fuller_than_a_page_is_split_by_key_or_reported() {
     let older = wrap(1_059, c, 10, "older than the crowded second");
     relay.database.save_event(&older).await.unwrap();
     for _ in 0..130 {
-        relay.database.save_event(&wrap(1_059, c, 5_000, "x")).await.unwrap();
+        relay
+            .database
+            .save_event(&wrap(1_059, c, 5_000, "x"))
+            .await
+            .unwrap();
     }
     let (_handle, mut events) = start(config(), &relay.url(), vec![inbox(c)]);
     let (arrived, gaps) = until_caught_up(&mut events, 0).await;
-    assert_eq!((arrived.len(), gaps), (101, 1), "what the relay hides is reported");
-    assert!(ids(&arrived).contains(&older.id), "and what lies behind it is read");
+    assert_eq!(
+        (arrived.len(), gaps),
+        (101, 1),
+        "what the relay hides is reported"
+    );
+    assert!(
+        ids(&arrived).contains(&older.id),
+        "and what lies behind it is read"
+    );
 }
 
 #[tokio::test]
@@ -374,7 +410,10 @@ async fn a_restarted_relay_is_found_again_and_what_came_meanwhile_is_read() {
     let (handle, mut events) = start(config(), &relay.url(), vec![inbox(me)]);
     until_caught_up(&mut events, 0).await;
     relay.stop().await;
-    state(&mut events, |state| matches!(state, RelayState::Disconnected { .. })).await;
+    state(&mut events, |state| {
+        matches!(state, RelayState::Disconnected { .. })
+    })
+    .await;
 
     let event = wrap(1_059, me, now_s() - 86_400, "while you were out");
     publish(&handle, &event, &relay.url()).await;
@@ -410,7 +449,9 @@ async fn a_slow_reader_loses_nothing() {
     while arrived.len() < 300 || accepted.len() < 300 {
         tokio::task::yield_now().await;
         match next(&mut events).await {
-            CarrierEvent::Arrived { event, .. } => assert!(arrived.insert(event.id), "delivered twice"),
+            CarrierEvent::Arrived { event, .. } => {
+                assert!(arrived.insert(event.id), "delivered twice")
+            }
             CarrierEvent::Published {
                 event_id,
                 outcome: Outcome::Accepted,
@@ -439,9 +480,21 @@ async fn every_ok_becomes_the_outcome_that_the_outbox_needs() {
     state(&mut events, |state| *state == RelayState::Connected).await;
     let cases = [
         (1_059, Some((true, "")), Outcome::Accepted),
-        (1_059, Some((false, "duplicate: have it")), Outcome::Duplicate),
-        (21_059, Some((false, "mute: no one was listening")), Outcome::Accepted),
-        (1_059, Some((false, "mute: what")), Outcome::Retry("mute: what".into())),
+        (
+            1_059,
+            Some((false, "duplicate: have it")),
+            Outcome::Duplicate,
+        ),
+        (
+            21_059,
+            Some((false, "mute: no one was listening")),
+            Outcome::Accepted,
+        ),
+        (
+            1_059,
+            Some((false, "mute: what")),
+            Outcome::Retry("mute: what".into()),
+        ),
         (
             1_059,
             Some((false, "blocked: no")),
@@ -452,7 +505,11 @@ async fn every_ok_becomes_the_outcome_that_the_outbox_needs() {
             Some((false, "invalid: no")),
             Outcome::Final("invalid: no".into()),
         ),
-        (1_059, Some((false, "pow: 20")), Outcome::Final("pow: 20".into())),
+        (
+            1_059,
+            Some((false, "pow: 20")),
+            Outcome::Final("pow: 20".into()),
+        ),
         (
             1_059,
             Some((false, "restricted: no")),
@@ -473,7 +530,11 @@ async fn every_ok_becomes_the_outcome_that_the_outbox_needs() {
             Some((false, "auth-required: who?")),
             Outcome::Retry("auth-required: who?".into()),
         ),
-        (1_059, Some((false, "no prefix")), Outcome::Retry("no prefix".into())),
+        (
+            1_059,
+            Some((false, "no prefix")),
+            Outcome::Retry("no prefix".into()),
+        ),
         (1_059, None, Outcome::Unknown("timeout".into())),
     ];
     for (kind, answer, expected) in cases {
@@ -489,7 +550,10 @@ async fn every_ok_becomes_the_outcome_that_the_outbox_needs() {
     publish(&handle, &event, &script.url()).await;
     peer.expect("EVENT").await;
     drop(peer);
-    assert!(matches!(outcome(&mut events, event.id).await, Outcome::Unknown(_)));
+    assert!(matches!(
+        outcome(&mut events, event.id).await,
+        Outcome::Unknown(_)
+    ));
     publish(&handle, &event, "ws://127.0.0.1:1").await;
     assert!(
         matches!(outcome(&mut events, event.id).await, Outcome::Unknown(_)),
@@ -604,20 +668,30 @@ async fn a_closed_subscription_is_made_again_and_its_gap_read() {
     let (_handle, mut events) = start(config(), &script.url(), vec![only_stored]);
     let mut peer = script.accept().await;
     let live = peer.expect("REQ").await;
-    assert_eq!(live[2]["kinds"], json!([1_059]), "stored wraps are asked for alone");
+    assert_eq!(
+        live[2]["kinds"],
+        json!([1_059]),
+        "stored wraps are asked for alone"
+    );
     peer.say(json!(["EOSE", live[1]])).await;
     peer.serve_history(&[]).await;
     until_caught_up(&mut events, 0).await;
 
-    peer.say(json!(["CLOSED", live[1], "error: live event buffer overflow"]))
-        .await;
+    peer.say(json!([
+        "CLOSED",
+        live[1],
+        "error: live event buffer overflow"
+    ]))
+    .await;
     let missed = wrap(1_059, me, now_s(), "sent while closed");
     peer.serve_history(std::slice::from_ref(&missed)).await;
     let refused = state(&mut events, |state| {
         matches!(state, RelayState::SubscriptionRefused { .. })
     })
     .await;
-    assert!(matches!(refused, RelayState::SubscriptionRefused { message, .. } if message.contains("overflow")));
+    assert!(
+        matches!(refused, RelayState::SubscriptionRefused { message, .. } if message.contains("overflow"))
+    );
     assert_eq!(until_caught_up(&mut events, 0).await.0, vec![missed]);
 }
 
@@ -675,7 +749,9 @@ async fn too_large_events_are_skipped_and_too_large_messages_end_the_connection(
     );
     peer.serve_history(&[large.clone(), good.clone()]).await;
     assert_eq!(until_caught_up(&mut events, 0).await.0, vec![good]);
-    let refused = handle.publish(&Outgoing::from_event(&large), &[script.url()]).await;
+    let refused = handle
+        .publish(&Outgoing::from_event(&large), &[script.url()])
+        .await;
     assert!(matches!(refused, Err(CarrierError::EventTooLarge { .. })));
 
     for garbage in [
@@ -688,7 +764,10 @@ async fn too_large_events_are_skipped_and_too_large_messages_end_the_connection(
         peer.0.send(Message::text(garbage)).await.unwrap();
     }
     peer.say(json!(["NOTICE", "x".repeat(20_000)])).await;
-    let lost = state(&mut events, |state| matches!(state, RelayState::Disconnected { .. })).await;
+    let lost = state(&mut events, |state| {
+        matches!(state, RelayState::Disconnected { .. })
+    })
+    .await;
     assert!(
         matches!(&lost, RelayState::Disconnected { reason, .. } if reason.contains("too large")),
         "{lost:?}"
@@ -715,7 +794,10 @@ async fn a_relay_that_falls_silent_after_the_subscription_is_left_and_tried_agai
     );
     let mut silent = script.accept().await;
     silent.expect("REQ").await;
-    let lost = state(&mut events, |state| matches!(state, RelayState::Disconnected { .. })).await;
+    let lost = state(&mut events, |state| {
+        matches!(state, RelayState::Disconnected { .. })
+    })
+    .await;
     assert!(
         matches!(&lost, RelayState::Disconnected { reason, .. } if reason.contains("no answer")),
         "{lost:?}"
@@ -768,9 +850,15 @@ async fn limits_and_the_end() {
         handle.add_relay("ws://127.0.0.1:9").unwrap_err().code(),
         "carrier_too_many_relays"
     );
-    assert_eq!(handle.add_relay("http://x").unwrap_err().code(), "carrier_bad_url");
+    assert_eq!(
+        handle.add_relay("http://x").unwrap_err().code(),
+        "carrier_bad_url"
+    );
     let many = vec![inbox(me); 801];
-    assert_eq!(handle.set_inboxes(many).unwrap_err().code(), "carrier_too_many_inboxes");
+    assert_eq!(
+        handle.set_inboxes(many).unwrap_err().code(),
+        "carrier_too_many_inboxes"
+    );
     handle
         .add_relay(&format!("{}/", relay.url()))
         .expect("the same relay, written otherwise");

@@ -81,7 +81,9 @@ impl Auth {
         let mut frames = Vec::new();
         for keys in keys {
             // Signing fails on a broken random source only; the relay then refuses us, and says so.
-            if let Ok(event) = EventBuilder::auth(challenge.clone(), self.relay.clone()).sign_with_keys(keys) {
+            if let Ok(event) =
+                EventBuilder::auth(challenge.clone(), self.relay.clone()).sign_with_keys(keys)
+            {
                 self.waiting.insert(event.id, event.pubkey);
                 frames.push(format!("[\"AUTH\",{}]", event.as_json()));
             }

@@ -27,7 +27,9 @@ impl Backoff {
             .max(1);
         self.failures = self.failures.saturating_add(1);
         let random = getrandom::u32().unwrap_or(u32::MAX / 2);
-        Duration::from_millis(full_ms / 2 + (full_ms - full_ms / 2) * u64::from(random) / u64::from(u32::MAX))
+        Duration::from_millis(
+            full_ms / 2 + (full_ms - full_ms / 2) * u64::from(random) / u64::from(u32::MAX),
+        )
     }
 
     pub(crate) fn reset(&mut self) {

@@ -60,7 +60,10 @@ impl Connection {
             let delay = backoff.next_delay();
             tracing::debug!(relay = %self.relay, %reason, ?delay, "relay connection lost");
             let retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-            self.delivery.state(RelayState::Disconnected { reason, retry_in_ms });
+            self.delivery.state(RelayState::Disconnected {
+                reason,
+                retry_in_ms,
+            });
             if self.meanwhile(tokio::time::sleep(delay)).await.is_none() {
                 break;
             }
@@ -107,6 +110,9 @@ async fn connect(config: Arc<CarrierConfig>, url: String) -> Result<Socket, Stri
     match timeout(Duration::from_millis(config.connect_timeout_ms), connecting).await {
         Ok(Ok((socket, _))) => Ok(socket),
         Ok(Err(error)) => Err(shorten(&error.to_string())),
-        Err(_) => Err(format!("no connection within {} ms", config.connect_timeout_ms)),
+        Err(_) => Err(format!(
+            "no connection within {} ms",
+            config.connect_timeout_ms
+        )),
     }
 }

@@ -44,7 +44,10 @@ impl Recent {
             event.content.as_str(),
             event.sig.serialize(),
         );
-        [self.hashers[0].hash_one(&body), self.hashers[1].hash_one(&body)]
+        [
+            self.hashers[0].hash_one(&body),
+            self.hashers[1].hash_one(&body),
+        ]
     }
 
     fn insert(&mut self, key: [u64; 2]) {
@@ -179,7 +182,9 @@ fn send_next(
     recent: &Mutex<Recent>,
     status: &Mutex<RelayStatus>,
 ) {
-    let Some(next) = pending.pop_front() else { return };
+    let Some(next) = pending.pop_front() else {
+        return;
+    };
     if let CarrierEvent::Arrived { event, .. } = &next {
         let mut recent = lock(recent);
         let key = recent.key(event);

@@ -68,8 +68,12 @@ pub(crate) fn parse(text: &str) -> Option<RelayFrame<'_>> {
             sub: string(1)?,
             message: string(2).unwrap_or_default(),
         },
-        "AUTH" => RelayFrame::Auth { challenge: string(1)? },
-        "NOTICE" => RelayFrame::Notice { message: string(1)? },
+        "AUTH" => RelayFrame::Auth {
+            challenge: string(1)?,
+        },
+        "NOTICE" => RelayFrame::Notice {
+            message: string(1)?,
+        },
         _ => return None,
     })
 }
@@ -149,7 +153,9 @@ mod tests {
         );
         assert_eq!(
             parse(r#"["AUTH","c"]"#),
-            Some(RelayFrame::Auth { challenge: "c".into() })
+            Some(RelayFrame::Auth {
+                challenge: "c".into()
+            })
         );
         for bad in [
             "",

@@ -9,7 +9,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::connection::Connection;
 use super::delivery::{Delivery, Recent, lock};
 use super::types::{
-    CarrierConfig, CarrierError, CarrierEvent, InboxSpec, Outcome, Outgoing, RelayState, RelayStatus, parse_url,
+    CarrierConfig, CarrierError, CarrierEvent, InboxSpec, Outcome, Outgoing, RelayState,
+    RelayStatus, parse_url,
 };
 
 /// What every connection should be doing. A `watch` value: replacing it neither waits nor grows.
@@ -95,7 +96,11 @@ impl Handle {
                     relay: url.as_str().into(),
                     outcome,
                 };
-                self.inner.events.send(missed).await.map_err(|_| CarrierError::Ended)?;
+                self.inner
+                    .events
+                    .send(missed)
+                    .await
+                    .map_err(|_| CarrierError::Ended)?;
             }
         }
         Ok(())
@@ -111,17 +116,26 @@ impl Handle {
         let relays = lock(&self.inner.relays);
         let slot = relays
             .get(url.as_str())
-            .ok_or_else(|| CarrierError::UnknownRelay { url: url.to_string() })?;
-        slot.commands.try_send(event.clone()).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => CarrierError::Busy { url: url.to_string() },
-            mpsc::error::TrySendError::Closed(_) => CarrierError::Ended,
-        })
+            .ok_or_else(|| CarrierError::UnknownRelay {
+                url: url.to_string(),
+            })?;
+        slot.commands
+            .try_send(event.clone())
+            .map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => CarrierError::Busy {
+                    url: url.to_string(),
+                },
+                mpsc::error::TrySendError::Closed(_) => CarrierError::Ended,
+            })
     }
 
     fn check_size(&self, event: &Outgoing) -> Result<(), CarrierError> {
         let (bytes, max_event_bytes) = (event.frame.len(), self.inner.config.max_event_bytes);
         if bytes > max_event_bytes {
-            return Err(CarrierError::EventTooLarge { bytes, max_event_bytes });
+            return Err(CarrierError::EventTooLarge {
+                bytes,
+                max_event_bytes,
+            });
         }
         Ok(())
     }
@@ -204,7 +218,12 @@ impl Handle {
         let connection = Connection {
             config: inner.config.clone(),
             relay,
-            delivery: Delivery::new(key, inner.events.clone(), inner.recent.clone(), status.clone()),
+            delivery: Delivery::new(
+                key,
+                inner.events.clone(),
+                inner.recent.clone(),
+                status.clone(),
+            ),
             commands: command_receiver,
             desired: inner.desired.subscribe(),
             stop: stopped,

@@ -69,7 +69,8 @@ impl InFlight {
         }
         self.bytes += outgoing.frame.len();
         self.serial += 1;
-        self.timeouts.push_back((now + self.ok_timeout, id, self.serial));
+        self.timeouts
+            .push_back((now + self.ok_timeout, id, self.serial));
         self.entries.insert(
             id,
             Entry {
@@ -94,7 +95,11 @@ impl InFlight {
         let Some(entry) = self.entries.get_mut(&id) else {
             return Answer::Stranger;
         };
-        if !accepted && message.starts_with("auth-required:") && can_auth && entry.auth == AuthStep::NotAsked {
+        if !accepted
+            && message.starts_with("auth-required:")
+            && can_auth
+            && entry.auth == AuthStep::NotAsked
+        {
             entry.auth = AuthStep::Waiting;
             return Answer::AwaitAuth;
         }
@@ -116,7 +121,8 @@ impl InFlight {
             entry.sent = now;
             self.serial += 1;
             entry.serial = self.serial;
-            self.timeouts.push_back((now + self.ok_timeout, *id, self.serial));
+            self.timeouts
+                .push_back((now + self.ok_timeout, *id, self.serial));
             again.push(entry.outgoing.clone());
         }
         again
@@ -129,7 +135,10 @@ impl InFlight {
     pub(crate) fn expired(&mut self, now: Instant) -> Vec<EventId> {
         let mut expired = Vec::new();
         while let Some(&(at, id, serial)) = self.timeouts.front() {
-            let live = self.entries.get(&id).is_some_and(|entry| entry.serial == serial);
+            let live = self
+                .entries
+                .get(&id)
+                .is_some_and(|entry| entry.serial == serial);
             if live && at > now {
                 break;
             }
@@ -170,7 +179,9 @@ fn classify(accepted: bool, message: &str, ephemeral: bool) -> Outcome {
         (_, "duplicate") => Outcome::Duplicate,
         (true, _) => Outcome::Accepted,
         (false, "mute") if ephemeral => Outcome::Accepted,
-        (false, "blocked" | "invalid" | "pow" | "restricted" | "unsupported") => Outcome::Final(shorten(message)),
+        (false, "blocked" | "invalid" | "pow" | "restricted" | "unsupported") => {
+            Outcome::Final(shorten(message))
+        }
         (false, _) => Outcome::Retry(shorten(message)),
     }
 }

@@ -64,9 +64,14 @@ enum Purpose {
 }
 
 enum Phase {
-    Opening { deadline: Instant },
+    Opening {
+        deadline: Instant,
+    },
     Live,
-    Closed { retry_at: Instant, awaits_auth: bool },
+    Closed {
+        retry_at: Instant,
+        awaits_auth: bool,
+    },
 }
 
 struct Sub {
@@ -185,7 +190,13 @@ impl Inboxes {
                 .position(|group| group.sort == sort && group.keys.len() < self.keys_per_filter);
             let at = match room {
                 Some(at) => at,
-                None if self.groups.iter().filter(|group| group.sort == sort).count() < most_groups => {
+                None if self
+                    .groups
+                    .iter()
+                    .filter(|group| group.sort == sort)
+                    .count()
+                    < most_groups =>
+                {
                     self.groups.push(Group {
                         sort,
                         keys: Vec::new(),
@@ -194,7 +205,10 @@ impl Inboxes {
                     self.groups.len() - 1
                 }
                 None => {
-                    let message = format!("{} inboxes find no subscription on this relay", missing.len() - placed);
+                    let message = format!(
+                        "{} inboxes find no subscription on this relay",
+                        missing.len() - placed
+                    );
                     self.actions.push(Action::Refused {
                         message,
                         retry: Duration::from_millis(self.config.backoff_cap_ms),
@@ -215,7 +229,9 @@ impl Inboxes {
 
     /// Opens a group's live request under a new name, then closes the old one: no moment without one.
     fn open_live(&mut self, at: usize, now: Instant) {
-        let Some(group) = self.groups.get(at) else { return };
+        let Some(group) = self.groups.get(at) else {
+            return;
+        };
         let (old, empty) = (group.sub, group.keys.is_empty());
         let sub = (!empty).then(|| self.open(Purpose::Live(at), now));
         if let Some(group) = self.groups.get_mut(at) {
@@ -249,19 +265,25 @@ impl Inboxes {
     fn send_req(&mut self, id: u64, now: Instant) {
         self.reported = false;
         let deadline = now + Duration::from_millis(self.config.eose_timeout_ms);
-        let Some(sub) = self.subs.get_mut(&id) else { return };
+        let Some(sub) = self.subs.get_mut(&id) else {
+            return;
+        };
         sub.phase = Phase::Opening { deadline };
         sub.page_events = 0;
         sub.oldest_s = u64::MAX;
         let filter = match &sub.purpose {
             Purpose::History(job) => {
-                let mut filter = Filter::new().kind(Kind::GiftWrap).pubkeys(job.keys.iter().copied());
+                let mut filter = Filter::new()
+                    .kind(Kind::GiftWrap)
+                    .pubkeys(job.keys.iter().copied());
                 filter.since = job.since_s.map(Timestamp::from);
                 filter.until = job.until_s.map(Timestamp::from);
                 filter.limit(self.config.history_page_events)
             }
             Purpose::Live(at) => {
-                let Some(group) = self.groups.get(*at) else { return };
+                let Some(group) = self.groups.get(*at) else {
+                    return;
+                };
                 let filter = Filter::new().pubkeys(group.keys.iter().copied());
                 match group.sort {
                     Sort::Stored => filter.kind(Kind::GiftWrap).limit(1),
@@ -271,14 +293,16 @@ impl Inboxes {
                 }
             }
         };
-        self.actions.push(Action::Send(frame::req(&id.to_string(), &filter)));
+        self.actions
+            .push(Action::Send(frame::req(&id.to_string(), &filter)));
     }
 
     fn close(&mut self, id: u64) {
         if let Some(sub) = self.subs.remove(&id)
             && !matches!(sub.phase, Phase::Closed { .. })
         {
-            self.actions.push(Action::Send(frame::close(&id.to_string())));
+            self.actions
+                .push(Action::Send(frame::close(&id.to_string())));
         }
     }
 
@@ -337,6 +361,7 @@ impl Inboxes {
         self.last_event = now;
         if fresh {
             self.watchdog = Duration::from_millis(self.config.watchdog_ms);
+            self.watchdog_ran = false;
         }
         let eose_timeout = Duration::from_millis(self.config.eose_timeout_ms);
         let Some(sub) = sub.parse().ok().and_then(|id: u64| self.subs.get_mut(&id)) else {
@@ -345,8 +370,7 @@ impl Inboxes {
         if let Phase::Opening { deadline } = &mut sub.phase {
             *deadline = now + eose_timeout;
             // What a relay sends beyond the question neither fills the page nor moves it.
-            let asked =
-                !matches!(&sub.purpose, Purpose::History(job) if job.until_s.is_some_and(|until| created_at_s > until));
+            let asked = !matches!(&sub.purpose, Purpose::History(job) if job.until_s.is_some_and(|until| created_at_s > until));
             if asked {
                 sub.page_events += 1;
                 sub.oldest_s = sub.oldest_s.min(created_at_s);
@@ -356,7 +380,9 @@ impl Inboxes {
 
     pub(crate) fn on_eose(&mut self, sub: &str, finished: Option<bool>, now: Instant) {
         let Ok(id) = sub.parse::<u64>() else { return };
-        let Some(sub) = self.subs.get_mut(&id) else { return };
+        let Some(sub) = self.subs.get_mut(&id) else {
+            return;
+        };
         if !matches!(sub.phase, Phase::Opening { .. }) {
             return;
         }
@@ -372,7 +398,8 @@ impl Inboxes {
     }
 
     fn next_page(&mut self, mut job: Job, events: usize, oldest_s: u64, finished: Option<bool>) {
-        let full = events >= self.config.full_page_events.max(1) || (finished == Some(false) && events > 0);
+        let full = events >= self.config.full_page_events.max(1)
+            || (finished == Some(false) && events > 0);
         if !full || finished == Some(true) || job.since_s.is_some_and(|since| oldest_s < since) {
             return;
         }
@@ -408,14 +435,26 @@ impl Inboxes {
 
     fn report_gap(&mut self, job: &Job, at_s: u64) {
         for pubkey in &job.keys {
-            self.actions.push(Action::Gap { pubkey: *pubkey, at_s });
+            self.actions.push(Action::Gap {
+                pubkey: *pubkey,
+                at_s,
+            });
         }
     }
 
     /// `can_auth`: an AUTH is under way or can be; `auth_settled`: it is over, so the request may just have been too early.
-    pub(crate) fn on_closed(&mut self, sub: &str, message: &str, can_auth: bool, auth_settled: bool, now: Instant) {
+    pub(crate) fn on_closed(
+        &mut self,
+        sub: &str,
+        message: &str,
+        can_auth: bool,
+        auth_settled: bool,
+        now: Instant,
+    ) {
         let Ok(id) = sub.parse::<u64>() else { return };
-        let Some(sub) = self.subs.get_mut(&id) else { return };
+        let Some(sub) = self.subs.get_mut(&id) else {
+            return;
+        };
         sub.refusals += 1;
         let prefix = message.split_once(':').map_or("", |(prefix, _)| prefix);
         let awaits_auth = prefix == "auth-required" && can_auth && sub.refusals == 1;
@@ -430,7 +469,10 @@ impl Inboxes {
         };
         self.reported = false;
         let (keys, live) = match &sub.purpose {
-            Purpose::Live(at) => (self.groups.get(*at).map_or(0, |group| group.keys.len()), true),
+            Purpose::Live(at) => (
+                self.groups.get(*at).map_or(0, |group| group.keys.len()),
+                true,
+            ),
             Purpose::History(job) => (job.keys.len(), false),
         };
         let refusals = sub.refusals;
@@ -441,8 +483,8 @@ impl Inboxes {
                 retry,
             });
         }
-        let too_wide =
-            prefix == "restricted" || (refusals >= 2 && matches!(prefix, "error" | "blocked" | "auth-required"));
+        let too_wide = prefix == "restricted"
+            || (refusals >= 2 && matches!(prefix, "error" | "blocked" | "auth-required"));
         if too_wide && keys > 1 && self.keys_per_filter > 1 {
             self.narrow(now);
         }
@@ -499,7 +541,8 @@ impl Inboxes {
         }
         if !self.subs.is_empty() && self.last_event + self.watchdog <= now {
             if self.watchdog_ran {
-                self.watchdog = (self.watchdog * 2).min(Duration::from_millis(self.config.watchdog_cap_ms));
+                self.watchdog =
+                    (self.watchdog * 2).min(Duration::from_millis(self.config.watchdog_cap_ms));
             }
             self.watchdog_ran = true;
             self.last_event = now;
@@ -520,10 +563,12 @@ impl Inboxes {
 
     /// Opens the next history pages; says so when nothing is left to read.
     fn settle(&mut self, now: Instant) {
-        let live_closed = self
-            .subs
-            .values()
-            .any(|sub| matches!((&sub.purpose, &sub.phase), (Purpose::Live(_), Phase::Closed { .. })));
+        let live_closed = self.subs.values().any(|sub| {
+            matches!(
+                (&sub.purpose, &sub.phase),
+                (Purpose::Live(_), Phase::Closed { .. })
+            )
+        });
         if self.history_stale && !live_closed {
             // Events may have come while a live request was closed.
             self.restart_history();
@@ -534,7 +579,9 @@ impl Inboxes {
             .filter(|sub| matches!(sub.purpose, Purpose::History(_)))
             .count();
         for _ in history..self.config.max_history_reqs.max(1) {
-            let Some(job) = self.queue.pop_front() else { break };
+            let Some(job) = self.queue.pop_front() else {
+                break;
+            };
             self.open(Purpose::History(job), now);
         }
         let quiet = self.queue.is_empty()

@@ -91,7 +91,9 @@ impl Session {
         let stopped = self.turn(wires).await;
         let reason = self.lost.take().unwrap_or_else(|| "stopped".into());
         for id in self.in_flight.drain() {
-            wires.delivery.published(id, Outcome::Unknown(reason.clone()));
+            wires
+                .delivery
+                .published(id, Outcome::Unknown(reason.clone()));
         }
         wires.delivery.status().in_flight = 0;
         if stopped {
@@ -157,7 +159,8 @@ impl Session {
 
     fn next_deadline(&self) -> Instant {
         let mut next = self.next_ping;
-        let silence = (!self.paused).then(|| self.last_heard + Duration::from_millis(self.config.dead_after_ms));
+        let silence = (!self.paused)
+            .then(|| self.last_heard + Duration::from_millis(self.config.dead_after_ms));
         let inboxes = if self.paused {
             None
         } else {
@@ -180,7 +183,9 @@ impl Session {
     fn on_timer(&mut self, wires: &mut Wires<'_>) {
         let now = Instant::now();
         for id in self.in_flight.expired(now) {
-            wires.delivery.published(id, Outcome::Unknown("timeout".into()));
+            wires
+                .delivery
+                .published(id, Outcome::Unknown("timeout".into()));
         }
         if self.auth.timed_out(now) {
             self.after_auth(now);
@@ -236,7 +241,9 @@ impl Session {
             Some(Ok(Message::Ping(_))) => self.dirty = true, // tungstenite has queued the pong
             Some(Ok(Message::Close(_))) | None => self.lose("the relay closed the connection"),
             Some(Ok(_)) => {}
-            Some(Err(WsError::Capacity(error))) => self.lose(&format!("message too large: {error}")),
+            Some(Err(WsError::Capacity(error))) => {
+                self.lose(&format!("message too large: {error}"))
+            }
             Some(Err(error)) => self.lose(&error.to_string()),
         }
     }
@@ -255,15 +262,22 @@ impl Session {
             }
             RelayFrame::Eose { sub, finished } => self.inboxes.on_eose(&sub, finished, now),
             RelayFrame::Closed { sub, message } => {
-                self.inboxes
-                    .on_closed(&sub, &message, self.auth.has_keys(), self.auth.settled(), now);
+                self.inboxes.on_closed(
+                    &sub,
+                    &message,
+                    self.auth.has_keys(),
+                    self.auth.settled(),
+                    now,
+                );
             }
             RelayFrame::Auth { challenge } => {
                 for frame in self.auth.challenged(challenge, now) {
                     self.write(Message::text(frame));
                 }
             }
-            RelayFrame::Notice { message } => wires.delivery.status().last_error = Some(shorten(&message)),
+            RelayFrame::Notice { message } => {
+                wires.delivery.status().last_error = Some(shorten(&message))
+            }
         }
     }
 
@@ -292,17 +306,28 @@ impl Session {
         self.inboxes.on_event(sub, created_at_s, fresh, now);
     }
 
-    fn on_ok(&mut self, id: EventId, accepted: bool, message: &str, wires: &mut Wires<'_>, now: Instant) {
+    fn on_ok(
+        &mut self,
+        id: EventId,
+        accepted: bool,
+        message: &str,
+        wires: &mut Wires<'_>,
+        now: Instant,
+    ) {
         if let Some(done) = self.auth.answered(&id, accepted) {
             if !accepted {
-                wires.delivery.status().last_error = Some(format!("AUTH refused: {}", shorten(message)));
+                wires.delivery.status().last_error =
+                    Some(format!("AUTH refused: {}", shorten(message)));
             }
             if done {
                 self.after_auth(now);
             }
             return;
         }
-        match self.in_flight.answer(id, accepted, message, self.auth.has_keys(), now) {
+        match self
+            .in_flight
+            .answer(id, accepted, message, self.auth.has_keys(), now)
+        {
             Answer::Done(outcome, round_trip) => {
                 wires.delivery.status().rtt_ms = Some(round_trip.as_secs_f64() * 1_000.0);
                 wires.delivery.published(id, outcome);
@@ -326,7 +351,8 @@ impl Session {
         for frame in self.auth.set_inboxes(&desired.inboxes, now) {
             self.write(Message::text(frame));
         }
-        self.inboxes.update(&desired.inboxes, desired.generation, now);
+        self.inboxes
+            .update(&desired.inboxes, desired.generation, now);
         self.act(wires);
     }
 
@@ -336,11 +362,14 @@ impl Session {
                 Action::Send(frame) => self.write(Message::text(frame)),
                 Action::Refused { message, retry } => {
                     let retry_in_ms = u64::try_from(retry.as_millis()).unwrap_or(u64::MAX);
-                    wires
-                        .delivery
-                        .state(RelayState::SubscriptionRefused { message, retry_in_ms });
+                    wires.delivery.state(RelayState::SubscriptionRefused {
+                        message,
+                        retry_in_ms,
+                    });
                 }
-                Action::Gap { pubkey, at_s } => wires.delivery.state(RelayState::HistoryGap { pubkey, at_s }),
+                Action::Gap { pubkey, at_s } => wires
+                    .delivery
+                    .state(RelayState::HistoryGap { pubkey, at_s }),
                 Action::CaughtUp => {
                     self.healthy = true;
                     wires.delivery.state(RelayState::CaughtUp {

@@ -269,13 +269,17 @@ pub enum CarrierError {
         url: String,
     },
     /// More relays than `max_relays`.
-    #[error("no room for another relay: the limit is {max_relays}; remove one or raise `max_relays`")]
+    #[error(
+        "no room for another relay: the limit is {max_relays}; remove one or raise `max_relays`"
+    )]
     TooManyRelays {
         /// The limit.
         max_relays: usize,
     },
     /// More inboxes than `max_inboxes`.
-    #[error("{inboxes} inboxes are more than the limit of {max_inboxes}; let finished reply keys go first")]
+    #[error(
+        "{inboxes} inboxes are more than the limit of {max_inboxes}; let finished reply keys go first"
+    )]
     TooManyInboxes {
         /// Asked for.
         inboxes: usize,
@@ -283,7 +287,9 @@ pub enum CarrierError {
         max_inboxes: usize,
     },
     /// The event cannot be published anywhere.
-    #[error("the event is {bytes} bytes, the limit is {max_event_bytes}; send the payload in chunks")]
+    #[error(
+        "the event is {bytes} bytes, the limit is {max_event_bytes}; send the payload in chunks"
+    )]
     EventTooLarge {
         /// Its size as a frame.
         bytes: usize,
@@ -324,7 +330,8 @@ impl CarrierError {
 
 /// Parses an address into its normal form. Without a trailing slash: some relays compare AUTH's `relay` tag byte by byte.
 pub(crate) fn parse_url(url: &str) -> Result<RelayUrl, CarrierError> {
-    RelayUrl::parse(url.trim().trim_end_matches('/')).map_err(|_| CarrierError::BadUrl { url: shorten(url) })
+    RelayUrl::parse(url.trim().trim_end_matches('/'))
+        .map_err(|_| CarrierError::BadUrl { url: shorten(url) })
 }
 
 /// Foreign text made fit for logs and errors: one line, at most 200 characters.
