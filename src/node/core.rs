@@ -6,14 +6,14 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::rows::{self, Parcel};
-use super::{clock, crash};
+use super::{Mailbox, clock, crash};
 use crate::domain::Node;
 use crate::domain::policy::Policy;
 use crate::domain::step::{Addressee, Chance, Change, Effect, Incoming, Input, Refused, Row, Send, Step};
@@ -244,7 +244,7 @@ impl Core {
     ///
     /// # Errors
     /// The last error of the store.
-    pub fn run(mut self, mailbox: &Receiver<Mail>, again: &SyncSender<Mail>) -> Result<(), StoreError> {
+    pub fn run(mut self, mailbox: &Receiver<Mail>, again: &Mailbox) -> Result<(), StoreError> {
         self.batch(vec![Mail::Fact(Input::Started)], again)?;
         loop {
             let mut mails = Vec::new();
@@ -279,11 +279,12 @@ impl Core {
         wake.min(acks).min(Duration::from_secs(1))
     }
 
-    fn batch(&mut self, mails: Vec<Mail>, again: &SyncSender<Mail>) -> Result<(), StoreError> {
+    fn batch(&mut self, mails: Vec<Mail>, again: &Mailbox) -> Result<(), StoreError> {
         let mut batch = Batch::default();
         let now = clock::now_ms();
         crash::point("received", &[]);
         let count = mails.len() as u64;
+        again.handled(mails.iter().filter(|m| matches!(m, Mail::Arrival(_))).count());
         let mut unread = None;
         for mail in mails {
             if unread.is_some() {
@@ -630,7 +631,7 @@ impl Core {
     }
 
     /// The commit failed: nothing of the batch happened.
-    fn recover(&mut self, batch: Batch, error: StoreError, again: &SyncSender<Mail>) -> Result<(), StoreError> {
+    fn recover(&mut self, batch: Batch, error: StoreError, again: &Mailbox) -> Result<(), StoreError> {
         self.failures += 1;
         tracing::error!(code = error.code(), attempt = self.failures, "the store refused a commit; nothing of it left the node: {error}");
         for (answer, _) in batch.answers {
@@ -644,17 +645,15 @@ impl Core {
             tracing::error!(code = error.code(), "the store could not be read again: {error}");
         }
         for mail in batch.again {
-            if again.try_send(mail).is_err() {
-                tracing::warn!("a message waits for its sender to repeat it: the mailbox is full");
-            }
+            again.post(mail);
         }
         self.node_restarted(again);
         Ok(())
     }
 
     /// Workers and inboxes are as before; the leases in the reloaded state are those that were durable.
-    fn node_restarted(&mut self, again: &SyncSender<Mail>) {
-        let _ = again.try_send(Mail::Fact(Input::Started));
+    fn node_restarted(&mut self, again: &Mailbox) {
+        again.post(Mail::Fact(Input::Started));
         let _ = self.outlets.presence.send(Order::Drain);
     }
 }

@@ -28,6 +28,9 @@ const BINDINGS_MAX: usize = 4_096;
 /// Without any relay after this long the node goes on by itself.
 const ALONE_AFTER: Duration = Duration::from_secs(5);
 
+/// A stable code under which a refusal is counted.
+pub type Code = &'static str;
+
 /// What turns events into arrivals.
 pub struct Opener {
     /// Our inbox keys.
@@ -46,7 +49,7 @@ impl Opener {
     ///
     /// # Errors
     /// The stable code of the refusal.
-    pub fn open(&self, event: &Event, now_s: u64) -> Result<Opened, &'static str> {
+    pub fn open(&self, event: &Event, now_s: u64) -> Result<Opened, Code> {
         let verified = verify(event, &self.keyring, now_s).map_err(|refusal| refusal.code())?;
         let pool = match &verified.inbox {
             Inbox::Pool { name, .. } => Some(name.clone()),
@@ -89,7 +92,7 @@ impl Opener {
         })
     }
 
-    fn admit(&self, verified: &Verified, body: Body, pool: Option<String>, now_s: u64) -> Result<Incoming, &'static str> {
+    fn admit(&self, verified: &Verified, body: Body, pool: Option<String>, now_s: u64) -> Result<Incoming, Code> {
         let public = matches!(body, Body::Ad(_) | Body::Offer(_) | Body::Withdraw(_));
         if pool.is_some() && !public {
             return Err("pool_private");
@@ -114,7 +117,7 @@ impl Opener {
         Ok(Incoming { from: verified.author.to_hex(), body, pool, plan, keys })
     }
 
-    fn bound(&self, author: PublicKey, binding: &Binding, now_s: u64) -> Result<BoundKeys, &'static str> {
+    fn bound(&self, author: PublicKey, binding: &Binding, now_s: u64) -> Result<BoundKeys, Code> {
         let name = (author.to_hex(), binding.sig_ed25519.clone());
         if let Ok(known) = self.bindings.lock()
             && let Some(keys) = known.get(&name)
@@ -264,13 +267,9 @@ async fn forward(
     let half = chunk.len().div_ceil(2);
     let mut halves = chunk.into_iter();
     let (left, right): (Vec<_>, Vec<_>) = (halves.by_ref().take(half).collect(), halves.collect());
-    let open = |events: Vec<Box<Event>>| {
-        let opener = opener.clone();
-        tokio::task::spawn_blocking(move || events.iter().map(|e| (e.id, opener.open(e, now_s))).collect::<Vec<_>>())
-    };
-    let (left, right) = (open(left), open(right));
-    let opened = left.await.into_iter().chain(right.await).flatten();
-    for (id, outcome) in opened {
+    let (left, right) = (open_all(opener.clone(), left, now_s), open_all(opener.clone(), right, now_s));
+    let (left, right) = (left.await.unwrap_or_default(), right.await.unwrap_or_default());
+    for (id, outcome) in left.into_iter().chain(right) {
         match outcome {
             Ok(opened) => {
                 if !opened.acked.is_empty() {
@@ -288,6 +287,16 @@ async fn forward(
             }
         }
     }
+}
+
+fn open_all(opener: Arc<Opener>, events: Vec<Box<Event>>, now_s: u64) -> tokio::task::JoinHandle<Vec<(EventId, Result<Opened, Code>)>> {
+    tokio::task::spawn_blocking(move || {
+        let mut opened = Vec::with_capacity(events.len());
+        for event in &events {
+            opened.push((event.id, opener.open(event, now_s)));
+        }
+        opened
+    })
 }
 
 fn tell(event: CarrierEvent, reach: &mut Reach, mailbox: &Mailbox, delivery: &mpsc::UnboundedSender<Tell>, generation: u64) {

@@ -1,0 +1,393 @@
+//! The owner's commands, as the control socket hands them over. Later faces will use the same handlers.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::{broadcast, oneshot, watch};
+
+use super::control::{ControlError, ControlHandler, NotifySender};
+use super::core::{Answer, Counters, Mail};
+use super::delivery::OutboxState;
+use super::{Mailbox, clock, inbox, view};
+use crate::carrier::Handle;
+use crate::config::Config;
+use crate::domain::Node;
+use crate::domain::job::{Job, Route, TaskState};
+use crate::domain::peer::Tier;
+use crate::domain::step::{Ask, Input, PauseMode, Refused};
+use crate::identity::{Identity, npub, parse_npub};
+use crate::labor::skills;
+use crate::store::{Store, StoreError};
+use crate::wire::canonical;
+
+/// What the handlers look at and speak with.
+pub struct Handlers {
+    /// To the loop.
+    pub mailbox: Mailbox,
+    /// Tasks whose view has changed.
+    pub changed: broadcast::Sender<String>,
+    /// Settings.
+    pub config: Config,
+    /// Our keys, for proofs.
+    pub identity: Arc<Identity>,
+    /// The carrier, for its status.
+    pub carrier: Handle,
+    /// Counters of the loop.
+    pub counters: Arc<Mutex<Counters>>,
+    /// The outbox.
+    pub outbox: Arc<Mutex<OutboxState>>,
+    /// Numeric profile of the worker, once known.
+    pub profile: Arc<Mutex<Option<String>>>,
+    /// Cores for the workers.
+    pub cores: watch::Sender<u32>,
+    /// Ends the node.
+    pub stop: watch::Sender<bool>,
+    /// When the node started, Unix milliseconds.
+    pub started_ms: u64,
+}
+
+#[derive(Deserialize)]
+struct AskParams {
+    skill: String,
+    input: Value,
+    pool: Option<String>,
+    peer: Option<String>,
+    max_price_mc: Option<u64>,
+    deadline_s: Option<u64>,
+    key: Option<String>,
+    #[serde(default)]
+    critical: bool,
+}
+
+#[derive(Deserialize)]
+struct IdParams {
+    id: String,
+}
+
+#[derive(Deserialize)]
+struct TrustParams {
+    npub: String,
+    tier: Tier,
+    limit_mc: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct PeerParams {
+    npub: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct PauseParams {
+    mode: Option<PauseMode>,
+    for_s: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct CoresParams {
+    n: u32,
+}
+
+impl ControlHandler for Handlers {
+    async fn call(&self, method: &str, params: Value, notify: NotifySender) -> Result<Value, ControlError> {
+        match method {
+            "node/status" => self.status().await,
+            "node/stop" => {
+                self.stop.send_replace(true);
+                Ok(json!({"stopping": true}))
+            }
+            "task/ask" => self.ask(parse(params)?).await,
+            "task/get" => self.task(&parse::<IdParams>(params)?.id).await,
+            "task/list" => self.look(|node, store| view::tasks(node, store)).await,
+            "task/wait" => self.wait(&parse::<IdParams>(params)?.id, &notify).await,
+            "task/cancel" => {
+                let id = parse::<IdParams>(params)?.id;
+                self.command(Input::Cancel { task: id.clone() }).await?;
+                self.task(&id).await
+            }
+            "task/why" => {
+                let id = parse::<IdParams>(params)?.id;
+                let now = clock::now_ms();
+                self.look(move |node, store| view::why(node, store, &id, now)).await?.ok_or_else(unknown_task)
+            }
+            "peers/list" => self.look(|node, _| Ok(view::peers(node, clock::now_ms()))).await,
+            "peers/trust" => {
+                let params: TrustParams = parse(params)?;
+                let npub = key_of(&params.npub)?;
+                self.command(Input::Trust { npub, tier: params.tier, limit_mc: params.limit_mc }).await?;
+                self.look(|node, _| Ok(view::peers(node, clock::now_ms()))).await
+            }
+            "peers/forget" => {
+                let npub = key_of(&parse::<PeerParams>(params)?.npub.unwrap_or_default())?;
+                self.command(Input::Forget { npub }).await?;
+                self.look(|node, _| Ok(view::peers(node, clock::now_ms()))).await
+            }
+            "owner/pause" => {
+                let params: PauseParams = parse(params)?;
+                let mode = params.mode.unwrap_or(PauseMode::Now);
+                self.command(Input::Pause { mode, for_ms: params.for_s.map(|s| s.saturating_mul(1000)) }).await?;
+                self.look(|node, _| Ok(json!({"paused": node.owner().paused}))).await
+            }
+            "owner/resume" => {
+                self.command(Input::Resume).await?;
+                Ok(json!({"paused": null}))
+            }
+            "owner/cores" => {
+                let n = parse::<CoresParams>(params)?.n.max(1);
+                self.cores.send_replace(n);
+                Ok(json!({"cores": n}))
+            }
+            "ledger/get" => {
+                let only = parse::<PeerParams>(params)?.npub.map(|n| key_of(&n)).transpose()?;
+                self.look(move |node, store| view::ledger(node, store, only.as_deref())).await
+            }
+            "proof/export" => self.proof(&parse::<IdParams>(params)?.id).await,
+            "journal/read" => self.journal(params).await,
+            other => Err(ControlError::unknown_method(other)),
+        }
+    }
+}
+
+impl Handlers {
+    async fn ask(&self, params: AskParams) -> Result<Value, ControlError> {
+        let mut seed = [0u8; 8];
+        getrandom::fill(&mut seed).map_err(|e| ControlError::new("entropy_unavailable", e.to_string(), "restart the machine's random source", 1))?;
+        let fingerprint = canonical::canonical_json(&json!({"skill": params.skill, "input": params.input}))
+            .map(|bytes| canonical::sha256_hex(&bytes))
+            .map_err(|e| bad_input("input_invalid", e.to_string()))?;
+        let known = skills::catalog().iter().any(|s| s.id == params.skill);
+        let input = match known {
+            true => skills::complete_input(&params.skill, &params.input, u64::from_be_bytes(seed)).map_err(|e| bad_input(e.code(), e.to_string()))?,
+            false => params.input,
+        };
+        let plan = match known {
+            true => Some(inbox::plan(&params.skill, &input).map_err(|e| bad_input(&e.code, e.message))?),
+            false => None,
+        };
+        let route = match (params.peer, params.pool) {
+            (Some(peer), _) if peer == "self" => Route::Own,
+            (Some(peer), _) => Route::Peer(key_of(&peer)?),
+            (None, Some(pool)) => Route::Pool(pool),
+            (None, None) => match self.config.pools.first() {
+                Some(pool) => Route::Pool(pool.clone()),
+                None => return Err(bad_input("pool_missing", "this node has joined no pool: name a peer with --peer".into())),
+            },
+        };
+        if plan.is_none() && matches!(route, Route::Pool(_)) {
+            return Err(bad_input("skill_unknown", format!("this node does not know the skill {}: name a peer with --peer", params.skill)));
+        }
+        let ask = Ask {
+            skill: params.skill,
+            input,
+            plan,
+            route,
+            max_price_mc: params.max_price_mc,
+            deadline_ms: params.deadline_s.unwrap_or(self.config.market.deadline_s).saturating_mul(1000),
+            key: params.key.clone(),
+            fingerprint,
+            critical: params.critical,
+        };
+        let Answer::Task(id) = self.command(Input::Ask(Box::new(ask))).await? else {
+            return Err(ControlError::new("internal", "the loop gave no task", "report this", 1));
+        };
+        let mut answer = self.task(&id).await?;
+        if let Some(object) = answer.as_object_mut() {
+            object.insert("key".into(), json!(params.key));
+        }
+        Ok(answer)
+    }
+
+    async fn task(&self, id: &str) -> Result<Value, ControlError> {
+        let id = id.to_owned();
+        self.look(move |node, store| view::task(node, store, &id)).await?.ok_or_else(unknown_task)
+    }
+
+    async fn wait(&self, id: &str, notify: &NotifySender) -> Result<Value, ControlError> {
+        let mut changed = self.changed.subscribe();
+        let mut told = String::new();
+        loop {
+            let wanted = id.to_owned();
+            let (job, done) = self
+                .look(move |node, store| {
+                    let job = match node.jobs().get(&wanted) {
+                        Some(job) => Some(job.clone()),
+                        None => super::rows::job(&store.view()?, &wanted)?,
+                    };
+                    let done = match &job {
+                        Some(job) if job.state.is_final() => Some(view::outcome(store, job)?),
+                        _ => None,
+                    };
+                    Ok((job, done))
+                })
+                .await?;
+            let job = job.ok_or_else(unknown_task)?;
+            if let Some(done) = done {
+                return finished(&job, done);
+            }
+            let text = self.describe(&job);
+            if text != told {
+                let reason = job.reason.as_ref();
+                notify.send(json!({"text": text, "id": id, "state": job.state.as_str(), "reason": reason.map(|r| r.code.clone()), "retry_at_ms": reason.and_then(|r| r.retry_at_ms)}));
+                told = text;
+            }
+            loop {
+                match tokio::time::timeout(Duration::from_secs(5), changed.recv()).await {
+                    Ok(Ok(task)) if task != id => {}
+                    Ok(Err(broadcast::error::RecvError::Closed)) => {
+                        return Err(ControlError::new("node_stopping", "the node is going down; the task goes on when it is back", "run `legion wait` again", 5));
+                    }
+                    _ => break,
+                }
+            }
+        }
+    }
+
+    fn describe(&self, job: &Job) -> String {
+        let reason = job.reason.as_ref().map_or_else(String::new, |r| format!("{}: {}", r.code, r.text));
+        let offline = self.carrier.status().iter().all(|r| !is_connected(&r.state));
+        if offline && job.route != Route::Own { format!("no relay is reachable, everything is queued; {reason}") } else { format!("{}: {reason}", job.state.as_str()) }
+    }
+
+    async fn status(&self) -> Result<Value, ControlError> {
+        let relays: serde_json::Map<String, Value> = self.relays();
+        let counters = self.counters.lock().map(|c| c.clone()).unwrap_or_default();
+        let outbox = self.outbox.lock().map(|o| *o).unwrap_or_default();
+        let profile = self.profile.lock().map(|p| p.clone()).unwrap_or_default();
+        let public = self.identity.public().clone();
+        let (started_ms, cores) = (self.started_ms, *self.cores.borrow());
+        self.look(move |node, store| {
+            let count = |stage| node.work().values().filter(|w| w.stage == stage).count();
+            use crate::domain::engagement::Stage;
+            Ok(json!({
+                "version": env!("CARGO_PKG_VERSION"), "npub": public.npub, "lct": public.lct.to_string(),
+                "up_ms": clock::now_ms().saturating_sub(started_ms), "relays": relays, "pools": node.policy().pools,
+                "skills": node.policy().skills.iter().map(|s| s.id.clone()).collect::<Vec<_>>(), "device": node.policy().device, "profile": profile, "cores": cores,
+                "tasks": {"open": node.jobs().values().filter(|j| !j.state.is_final()).count(), "settling": node.jobs().values().filter(|j| j.state.is_final()).count()},
+                "work": {"queued": count(Stage::Queued), "running": count(Stage::Running) + count(Stage::Stopping), "hibernating": count(Stage::Hibernating),
+                         "awaiting_receipt": count(Stage::Finished), "overdue": count(Stage::Overdue), "disputed": count(Stage::Disputed)},
+                "paused": node.owner().paused, "peers": node.peers().len(), "locks": node.ledger().locks().count(),
+                "outbox": {"waiting": outbox.waiting, "untaken": outbox.untaken}, "dropped": counters.dropped, "commits": counters.commits,
+                "store_bytes": store.file_bytes()?,
+            }))
+        })
+        .await
+    }
+
+    /// The relays as `up` and `status` show them.
+    pub fn relays(&self) -> serde_json::Map<String, Value> {
+        self.carrier
+            .status()
+            .iter()
+            .map(|r| (r.url.to_string(), json!({"connected": is_connected(&r.state), "state": format!("{:?}", r.state).split([' ', '{']).next(), "last_error": r.last_error, "rtt_ms": r.rtt_ms, "in": r.events_in, "out": r.events_out})))
+            .collect()
+    }
+
+    async fn proof(&self, id: &str) -> Result<Value, ControlError> {
+        let wanted = id.to_owned();
+        let exported = self
+            .look(move |node, store| {
+                let view = store.view()?;
+                let job = match node.jobs().get(&wanted) {
+                    Some(job) => Some(job.clone()),
+                    None => super::rows::job(&view, &wanted)?,
+                };
+                let Some((job, outcome)) = job.and_then(|j| j.outcome.clone().map(|o| (j, o))) else { return Ok(None) };
+                let result: Value = super::rows::payload(&view, &wanted, "result")?.and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or(Value::Null);
+                let units = super::rows::payload(&view, &wanted, "units")?.and_then(|b| String::from_utf8(b).ok()).unwrap_or_default();
+                let entries = super::rows::entries(&view, &wanted)?;
+                Ok(Some(json!({"v": 1, "proof": outcome.proof, "output": result, "units": units, "commitment": job.commitment, "entries": entries})))
+            })
+            .await?;
+        let mut exported = exported.ok_or_else(|| ControlError::new("proof_missing", "this task has no result with a proof", "`legion task` shows its state", 2))?;
+        // Our own entries are kept unsigned; Ed25519 is deterministic, so signing now gives the signature that was sent.
+        if let Some(entries) = exported.get_mut("entries").and_then(Value::as_array_mut) {
+            for value in entries {
+                let Ok(mut entry) = serde_json::from_value::<crate::wire::entry::Entry>(value.clone()) else { continue };
+                if entry.sig.is_empty() && entry.key == self.identity.public().ed25519 {
+                    if let Ok(bytes) = entry.signing_bytes() {
+                        entry.sig = hex::encode(self.identity.sign_proof(&bytes));
+                    }
+                    *value = serde_json::to_value(&entry).unwrap_or(Value::Null);
+                }
+            }
+        }
+        Ok(exported)
+    }
+
+    async fn journal(&self, params: Value) -> Result<Value, ControlError> {
+        let from = params.get("from").and_then(Value::as_u64).unwrap_or(0);
+        self.look(move |_, store| {
+            let entries = store.view()?.journal_range(from, 10_000, crate::store::Order::Ascending)?;
+            let list: Vec<Value> = entries.iter().map(|e| json!({"seq": e.seq, "at_ms": e.at_ms, "kind": e.kind, "task": e.task, "body": e.body})).collect();
+            Ok(json!({"entries": list}))
+        })
+        .await
+    }
+
+    async fn command(&self, input: Input) -> Result<Answer, ControlError> {
+        let (answer, said) = oneshot::channel();
+        self.mailbox.post(Mail::Command(input, answer));
+        said.await.map_err(|_| stopping())?.map_err(|refused| refusal(&refused))
+    }
+
+    async fn look<T: Send + 'static>(&self, look: impl FnOnce(&Node, &Store) -> Result<T, StoreError> + Send + 'static) -> Result<T, ControlError> {
+        let (answer, said) = oneshot::channel();
+        let ask = Box::new(move |node: &Node, store: &Store| {
+            let _ = answer.send(look(node, store));
+        });
+        self.mailbox.post(Mail::Query(ask));
+        said.await.map_err(|_| stopping())?.map_err(|e| ControlError::new(e.code(), e.to_string(), "see `legion logs`", 1))
+    }
+}
+
+fn is_connected(state: &crate::carrier::RelayState) -> bool {
+    use crate::carrier::RelayState::{Connected, CaughtUp, HistoryGap, SubscriptionRefused};
+    matches!(state, Connected | CaughtUp { .. } | HistoryGap { .. } | SubscriptionRefused { .. })
+}
+
+/// The answer of `wait` for a task that has ended: its outcome, or an error with the contract's exit code.
+fn finished(job: &Job, done: Value) -> Result<Value, ControlError> {
+    if job.state == TaskState::Completed {
+        return Ok(done);
+    }
+    let reason = job.reason.clone().unwrap_or_else(|| crate::domain::job::Reason::new("failed", "the task failed"));
+    let exit = match reason.code.as_str() {
+        "no_provider" => 3,
+        "deadline_passed" => 4,
+        _ => 1,
+    };
+    let said: Vec<String> = job.refusals.iter().map(|(peer, r)| format!("{}: {} ({})", npub(peer), r.code, r.text)).collect();
+    let message = if said.is_empty() { reason.text.clone() } else { format!("{}: {}", reason.text, said.join("; ")) };
+    let hint = format!("`legion why {}` says why, per peer", job.task);
+    Err(ControlError::new(reason.code, message, hint, exit).about(done.get("task").cloned().unwrap_or(Value::Null)))
+}
+
+fn parse<T: serde::de::DeserializeOwned>(params: Value) -> Result<T, ControlError> {
+    let params = if params.is_null() { json!({}) } else { params };
+    serde_json::from_value(params).map_err(|e| ControlError::bad_params(e.to_string()))
+}
+
+fn key_of(text: &str) -> Result<String, ControlError> {
+    parse_npub(text).map_err(|e| bad_input(e.code(), e.to_string()))
+}
+
+fn bad_input(code: &str, message: String) -> ControlError {
+    ControlError::new(code.to_owned(), message, "correct the input", 2)
+}
+
+fn unknown_task() -> ControlError {
+    ControlError::new("task_unknown", "no task with this id is known here", "`legion tasks` lists them", 2)
+}
+
+fn stopping() -> ControlError {
+    ControlError::new("node_stopping", "the node is going down", "start it again with `legion up`", 5)
+}
+
+fn refusal(refused: &Refused) -> ControlError {
+    let exit = match refused.code.as_str() {
+        "store_unavailable" | "task_final" | "not_paused" => 1,
+        _ => 2,
+    };
+    ControlError::new(refused.code.clone(), refused.message.clone(), "see `legion --help`", exit)
+}

@@ -1,0 +1,316 @@
+//! Start and stop: opens the home's store, joins the rooms, and takes them apart again.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use super::control::{ControlServer, ControlStartError, HomeLock};
+use super::core::{Core, Counters, Mail, Order, Outlets};
+use super::delivery::{Deliverer, OutboxState, Sealer, Tell};
+use super::handlers::Handlers;
+use super::inbox::{self, Opener};
+use super::leases::{LaborSettings, Leases};
+use super::presence::Presence;
+use super::{Mailbox, clock, rows};
+use crate::carrier::{CarrierConfig, CarrierError, RelayCarrier};
+use crate::config::{Config, ConfigError, Home, OnCancel};
+use crate::domain::policy::{Permission, Permissions, Policy, SkillFacts};
+use crate::domain::step::Input;
+use crate::identity::conversation::Conversations;
+use crate::identity::pool::PoolSecret;
+use crate::identity::{Identity, IdentityError};
+use crate::labor::skills;
+use crate::store::{Limits, Store, StoreError, StoreOptions};
+use crate::wire::binding::{Binding, BindingError};
+use crate::wire::verify::Keyring;
+
+/// A binding is signed anew at each start and holds this long.
+const BINDING_S: u64 = 90 * 86_400;
+/// NIP-44 conversation keys kept.
+const CONVERSATIONS: usize = 4_096;
+/// Leases have this long to come to rest at shutdown; together with the rest, an exit takes under 20 s.
+const REST: Duration = Duration::from_secs(10);
+
+/// What a node needs to run.
+pub struct NodeParts {
+    /// The home.
+    pub home: Home,
+    /// The home's lock.
+    pub lock: HomeLock,
+    /// Settings.
+    pub config: Config,
+    /// Keys.
+    pub identity: Identity,
+}
+
+/// Why a node cannot start, or had to end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Local control.
+    #[error(transparent)]
+    Control(#[from] ControlStartError),
+    /// The settings.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The carrier.
+    #[error(transparent)]
+    Carrier(#[from] CarrierError),
+    /// The keys.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The binding.
+    #[error(transparent)]
+    Binding(#[from] BindingError),
+    /// The operating system.
+    #[error("the system refuses: {0}; check limits and the program's path")]
+    System(#[from] std::io::Error),
+}
+
+impl NodeError {
+    /// The stable code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Store(e) => e.code(),
+            Self::Control(e) => e.code(),
+            Self::Config(e) => e.code(),
+            Self::Carrier(e) => e.code(),
+            Self::Identity(e) => e.code(),
+            Self::Binding(e) => e.code(),
+            Self::System(_) => "system_refused",
+        }
+    }
+}
+
+/// Runs the node until SIGTERM, SIGINT or `node/stop`. `ready` hears the object of `up` once, as soon as commands work.
+///
+/// # Errors
+/// What keeps it from starting; the store's last error if it fails for good.
+pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), NodeError> {
+    let NodeParts { home, lock, config, identity } = parts;
+    let identity = Arc::new(identity);
+    let relays = config.relay_list(&home)?;
+    let read: Vec<String> = relays.relays.iter().filter(|r| r.read).map(|r| r.url.clone()).collect();
+    let write: Vec<String> = relays.relays.iter().filter(|r| r.write).map(|r| r.url.clone()).collect();
+    let store = Arc::new(Store::open(home.store_file(), store_options())?);
+    let policy = policy(&config, &identity, &read)?;
+    let server = ControlServer::bind(&lock, config.limits.control_line_bytes, config.limits.control_connections)?;
+
+    let pools = config.pools.iter().map(|name| Ok((name.clone(), PoolSecret::open(name)?))).collect::<Result<BTreeMap<_, _>, IdentityError>>()?;
+    let conversations = Arc::new(Conversations::new(CONVERSATIONS));
+    let keyring = Arc::new(Keyring::new(identity.nostr().clone(), conversations.clone()));
+    let (carrier, arrivals) = RelayCarrier::start(CarrierConfig::default(), Vec::new())?;
+
+    let (mails, mailbox_end) = std::sync::mpsc::channel();
+    let mailbox = Mailbox::new(mails, usize::try_from(config.limits.mailbox_depth).unwrap_or(4_096));
+    let (changed, _) = broadcast::channel(8_192);
+    let counters: Arc<Mutex<Counters>> = Arc::default();
+    let (deliver, deliveries) = mpsc::unbounded_channel();
+    let (labor, labor_orders) = mpsc::unbounded_channel();
+    let (presence, presence_orders) = mpsc::unbounded_channel();
+    let (core_to_delivery, orders_to_delivery) = mpsc::unbounded_channel();
+    let outlets = Outlets { delivery: core_to_delivery, labor, presence, changed: changed.clone(), counters: counters.clone() };
+    tokio::spawn(forward(orders_to_delivery, deliver.clone()));
+
+    let outbox = rows::outbox(&store.view()?)?;
+    let read_until_s = rows::read_until_s(&store)?;
+    let limits = Limits {
+        finished_tasks_max: config.store.max_finished_tasks,
+        journal_entries_max: config.store.max_journal_entries,
+        ..Limits::default()
+    };
+    let core = Core::load(policy.clone(), store.clone(), outlets, limits)?;
+    let (core_ended, core_end) = oneshot::channel();
+    let again = mailbox.clone();
+    std::thread::Builder::new().name("core".into()).spawn(move || {
+        let _ = core_ended.send(core.run(&mailbox_end, &again));
+    })?;
+
+    let pow = config.pow.open_pool_bits;
+    let sealer = Arc::new(Sealer { identity: identity.clone(), conversations, pools: pools.clone(), pool_pow_bits: pow });
+    let outbox_state: Arc<Mutex<OutboxState>> = Arc::default();
+    tokio::spawn(Deliverer::run(sealer, carrier.clone(), write, outbox, mailbox.clone(), deliveries, outbox_state.clone()));
+    let generation = Arc::new(AtomicU64::new(0));
+    let opener = Arc::new(Opener::new(keyring.clone(), policy.me.clone()));
+    tokio::spawn(inbox::run(opener, arrivals, mailbox.clone(), deliver.clone(), generation.clone(), counters.clone()));
+
+    let cores = match u32::try_from(config.labor.cores).unwrap_or(0) {
+        0 => std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
+        n => n,
+    };
+    let (cores_tx, cores_rx) = watch::channel(cores);
+    let settings = LaborSettings {
+        me: policy.me.clone(),
+        program: std::env::current_exe()?,
+        threads: cores,
+        memory_limit_bytes: config.labor.memory_limit_bytes,
+        hang_timeout_ms: config.labor.hang_timeout_ms,
+        soft_stop_ms: config.labor.soft_stop_ms,
+        checkpoint_every_units: u32::try_from(config.labor.checkpoint_every_units).unwrap_or(8),
+        scratch: home.root().join("scratch"),
+    };
+    let profile: Arc<Mutex<Option<String>>> = Arc::default();
+    let leases = tokio::spawn(Leases::run(settings, mailbox.clone(), labor_orders, profile.clone(), cores_rx));
+    let present = Presence {
+        identity: identity.clone(),
+        keyring,
+        carrier: carrier.clone(),
+        pools,
+        pool_pow_bits: pow,
+        policy: policy.clone(),
+        ad_every: Duration::from_secs(config.market.ad_every_s),
+        clock_jump: Duration::from_millis(config.limits.clock_jump_ms),
+        mailbox: mailbox.clone(),
+        delivery: deliver,
+        generation,
+        read_until_s,
+    };
+    tokio::spawn(present.run(presence_orders));
+    for relay in relays.relays.iter().filter(|r| r.read || r.write) {
+        carrier.add_relay(&relay.url)?;
+    }
+
+    let (stop, mut stopped) = watch::channel(false);
+    let handlers = Arc::new(Handlers {
+        mailbox: mailbox.clone(),
+        changed,
+        config,
+        identity: identity.clone(),
+        carrier,
+        counters,
+        outbox: outbox_state,
+        profile,
+        cores: cores_tx,
+        stop,
+        started_ms: clock::now_ms(),
+    });
+    ready(&json!({"ready": true, "npub": identity.public().npub, "relays": handlers.relays()}));
+    let mut core_end = core_end;
+    let (shut, mut shutting) = watch::channel(false);
+    let serving = tokio::spawn(server.serve(handlers, async move {
+        let _ = shutting.wait_for(|s| *s).await;
+    }));
+    let failed = tokio::select! {
+        () = signalled() => None,
+        _ = stopped.wait_for(|s| *s) => None,
+        end = &mut core_end => end.ok().and_then(Result::err),
+    };
+    if let Some(error) = failed {
+        tracing::error!(code = error.code(), "the node ends: {error}");
+        return Err(error.into());
+    }
+    rest(&mailbox).await;
+    let _ = shut.send(true);
+    let _ = serving.await;
+    mailbox.post(Mail::Stop);
+    let ended = core_end.await.unwrap_or(Ok(()));
+    // The loop and with it all senders of orders are gone: the workers end, and are waited for.
+    let _ = tokio::time::timeout(Duration::from_secs(5), leases).await;
+    drop(lock);
+    Ok(ended?)
+}
+
+async fn forward(mut orders: mpsc::UnboundedReceiver<Order>, deliver: mpsc::UnboundedSender<Tell>) {
+    while let Some(order) = orders.recv().await {
+        if deliver.send(Tell::Order(order)).is_err() {
+            return;
+        }
+    }
+}
+
+/// Soft stop, checkpoint: every lease comes to rest before the node goes.
+async fn rest(mailbox: &Mailbox) {
+    tracing::info!("stopping: leases are brought to rest");
+    mailbox.post(Mail::Fact(Input::Shutdown));
+    let until = tokio::time::Instant::now() + REST;
+    while tokio::time::Instant::now() < until {
+        let (answer, said) = oneshot::channel();
+        mailbox.post(Mail::Query(Box::new(move |node, _| {
+            let _ = answer.send(node.at_rest());
+        })));
+        if said.await.unwrap_or(true) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    tracing::warn!("some leases did not come to rest in time; they go on from their last checkpoint");
+}
+
+async fn signalled() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
+
+fn store_options() -> StoreOptions {
+    #[cfg(feature = "crash-points")]
+    if let Some(plan) = std::env::var("LEGION_STORE_FAULT").ok().and_then(|text| crate::store::FaultPlan::parse(&text)) {
+        return StoreOptions { fault: Some(Arc::new(plan)), ..StoreOptions::default() };
+    }
+    StoreOptions::default()
+}
+
+/// The settings as the decisions need them.
+fn policy(config: &Config, identity: &Identity, relays: &[String]) -> Result<Policy, NodeError> {
+    let public = identity.public();
+    let binding = Binding::sign(identity, clock::now_ms() / 1000 + BINDING_S, None)?;
+    let market = &config.market;
+    let offered = if config.labor.enabled && cfg!(feature = "labor") { skills::catalog() } else { Vec::new() };
+    let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    Ok(Policy {
+        me: public.nostr.clone(),
+        key: public.ed25519.clone(),
+        lct: public.lct.to_string(),
+        binding,
+        relays: relays.to_vec(),
+        pools: config.pools.clone(),
+        skills: offered.iter().map(|s| SkillFacts { id: s.id.to_owned(), unit_price_mc: market.unit_price_mc(s.id), unit_eta_ms: 20 }).collect(),
+        device: "cpu".into(),
+        implementation: concat!("legion/", env!("CARGO_PKG_VERSION")).into(),
+        permissions: permissions(config),
+        default_max_price_mc: market.default_max_price_mc,
+        trusted_limit_mc: market.trusted_limit_mc,
+        stranger_cap_mc: market.stranger_cap_mc,
+        bid_window_ms: market.bid_window_ms,
+        accept_within_ms: market.accept_within_ms,
+        skew_ms: market.skew_allowance_ms,
+        lease_ttl_ms: market.lease_ttl_ms,
+        settle_within_ms: market.settle_within_s.saturating_mul(1000),
+        max_hibernate_s: market.max_hibernate_s,
+        offer_ttl_ms: market.offer_expiry_s.saturating_mul(1000),
+        ad_ttl_ms: market.ad_expiry_s.saturating_mul(1000),
+        on_cancel: if market.on_cancel == OnCancel::Units { "units".into() } else { "free".into() },
+        verification: "sampled".into(),
+        forged_share_bp: small(config.verification.forged_share_bp),
+        detection_bp: small(config.verification.confidence_bp),
+        pay_from_bp: small(config.verification.accept_at_bp),
+        leases_max: small(config.labor.slots),
+        bids_max: small(config.limits.bids_per_offer),
+        tasks_per_peer_max: small(config.limits.tasks_per_peer),
+        peers_max: small(config.limits.peers_held),
+        message_ttl_ms: config.limits.max_message_life_s.saturating_mul(1000).min(28 * 86_400_000),
+        attempts_max: 3,
+        accept_unverified: [true, config.verification.accept_unverified_trusted, config.verification.accept_unverified_stranger],
+    })
+}
+
+fn permissions(config: &Config) -> Permissions {
+    let _ = config;
+    let tier = |rate| Permission { rate_per_min: Some(rate), ..Permission::default() };
+    Permissions {
+        tier: BTreeMap::from([("trusted".to_owned(), tier(600)), ("stranger".to_owned(), tier(60))]),
+        ..Permissions::default()
+    }
+}
