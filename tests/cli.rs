@@ -480,6 +480,45 @@ fn a_second_up_is_refused() {
     assert_eq!((exit, code(&error)), (1, "already_running"));
 }
 
+#[cfg(feature = "relay")]
+#[test]
+fn a_relay_says_where_it_listens_and_stops_when_asked() {
+    let place = Place::new();
+    let mut child = place
+        .command(&["relay", "--listen", "127.0.0.1:0", "--json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+    let ready: Value = serde_json::from_str(&line).unwrap();
+    shape("relay", &ready);
+    let address = ready["url"]
+        .as_str()
+        .unwrap()
+        .strip_prefix("ws://")
+        .unwrap();
+    assert!(std::net::TcpStream::connect(address).is_ok(), "{address}");
+    let (exit, error) = place.json(&["relay", "--listen", address]);
+    assert_eq!(
+        (exit, code(&error).is_empty()),
+        (1, false),
+        "the port is taken"
+    );
+    assert!(
+        Command::new("kill")
+            .arg(child.id().to_string())
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    line.clear();
+    std::io::Read::read_to_string(&mut said, &mut line).unwrap();
+    assert_eq!(line, "", "one object and nothing else");
+}
+
 /// Answers as a node would, without one: the client's half of local control is what is tested.
 struct Scripted;
 
