@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::error::CliError;
-use super::output::{self, Reply};
+use super::output::Reply;
 use super::{Context, Threads, adapters, block_on};
 
 #[derive(clap::Args)]
@@ -23,10 +23,7 @@ pub(crate) struct Args {
 pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
     let ready = |url: &str| {
         let text = format!("ready: {url}");
-        output::print(
-            &Reply::new(json!({ "ready": true, "url": url }), text),
-            context.json(),
-        );
+        context.answer(&Reply::new(json!({ "ready": true, "url": url }), text));
     };
     block_on(
         Threads::Many,
