@@ -34,7 +34,7 @@ mod wait;
 mod why;
 mod worker;
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::ffi::OsString;
 use std::future::Future;
 use std::path::PathBuf;
@@ -120,6 +120,8 @@ pub(crate) struct Context {
     home_flag: Option<PathBuf>,
     home: OnceCell<Home>,
     json: bool,
+    /// Whether stdout has its one object: a command that runs on after it has only stderr left.
+    answered: Cell<bool>,
 }
 
 impl Context {
@@ -137,9 +139,10 @@ impl Context {
         Ok(Config::load(self.home()?)?)
     }
 
-    /// Whether stdout carries one JSON object.
-    pub(crate) fn json(&self) -> bool {
-        self.json
+    /// Prints the answer of a command that runs on after it.
+    pub(crate) fn answer(&self, reply: &Reply) {
+        self.answered.set(true);
+        output::print(reply, self.json);
     }
 }
 
@@ -168,6 +171,7 @@ fn run(cli: Cli) -> Exit {
         home_flag: cli.home,
         home: OnceCell::new(),
         json: cli.json,
+        answered: Cell::new(false),
     };
     match dispatch(&context, cli.command) {
         Ok(reply) => {
@@ -175,7 +179,7 @@ fn run(cli: Cli) -> Exit {
             reply.exit
         }
         Err(error) => {
-            output::print_error(&error, context.json);
+            output::print_error(&error, context.json && !context.answered.get());
             error.exit
         }
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
-use legiond::config::Home;
+use legiond::config::{Config, Home};
 use legiond::node::control::{ControlError, ControlHandler, ControlServer, HomeLock, NotifySender};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -135,7 +135,7 @@ fn init_makes_a_private_home_and_id_shows_the_same_identity() {
     let words = std::fs::read_to_string(place.path("words")).unwrap();
     assert_eq!(
         (words.split_whitespace().count(), mode(&place.path("words"))),
-        (24, 0o600)
+        (12, 0o600)
     );
     assert!(
         !made.to_string().contains(words.trim()),
@@ -292,8 +292,17 @@ fn relays_given_to_init_are_the_ones_in_effect() {
     ]
     .concat();
     assert_eq!(place.json(&args).0, 0);
-    let (exit, check) = place.json(&["config", "check"]);
+    let (exit, mut check) = place.json(&["config", "check"]);
     assert_eq!(exit, 0);
+    let effective = Config {
+        relays: vec!["relays/home.toml".to_owned()],
+        ..Config::default()
+    };
+    // The settings have a test of their own; the shape's fixture need not repeat them.
+    assert_eq!(
+        check["config"].take(),
+        serde_json::to_value(effective).unwrap()
+    );
     shape("config_check", &check);
     let urls: Vec<&str> = check["relays"]
         .as_array()
@@ -469,6 +478,45 @@ fn a_second_up_is_refused() {
     let _held = HomeLock::acquire(&Home::new(place.home())).unwrap();
     let (exit, error) = place.json(&["up"]);
     assert_eq!((exit, code(&error)), (1, "already_running"));
+}
+
+#[cfg(feature = "relay")]
+#[test]
+fn a_relay_says_where_it_listens_and_stops_when_asked() {
+    let place = Place::new();
+    let mut child = place
+        .command(&["relay", "--listen", "127.0.0.1:0", "--json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+    let ready: Value = serde_json::from_str(&line).unwrap();
+    shape("relay", &ready);
+    let address = ready["url"]
+        .as_str()
+        .unwrap()
+        .strip_prefix("ws://")
+        .unwrap();
+    assert!(std::net::TcpStream::connect(address).is_ok(), "{address}");
+    let (exit, error) = place.json(&["relay", "--listen", address]);
+    assert_eq!(
+        (exit, code(&error).is_empty()),
+        (1, false),
+        "the port is taken"
+    );
+    assert!(
+        Command::new("kill")
+            .arg(child.id().to_string())
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    line.clear();
+    std::io::Read::read_to_string(&mut said, &mut line).unwrap();
+    assert_eq!(line, "", "one object and nothing else");
 }
 
 /// Answers as a node would, without one: the client's half of local control is what is tested.

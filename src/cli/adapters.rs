@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde_json::Value;
@@ -10,6 +11,8 @@ use super::error::CliError;
 use crate::config::{Config, Home};
 use crate::identity::Identity;
 use crate::node::control::HomeLock;
+#[cfg(feature = "relay")]
+use crate::relay::RelayConfig;
 
 /// The skills this program was built with: objects with `id`, `name`, `description`, `tags`, `input_schema`, `output_schema`,
 /// `unit_price_mc` and `implementation`.
@@ -37,12 +40,46 @@ pub(crate) async fn node_up(parts: NodeParts, _ready: impl FnOnce(&Value)) -> Re
     Err(CliError::not_built("the node room"))
 }
 
-/// Runs a relay until Ctrl-C or SIGTERM. `ready` is called once, with its address.
+/// Runs a relay until Ctrl-C or SIGTERM, with its events in `data`, or in memory. `ready` is called once, with its URL.
+#[cfg(feature = "relay")]
+pub(crate) async fn relay_run(
+    listen: SocketAddr,
+    data: Option<PathBuf>,
+    ready: impl FnOnce(&str),
+) -> Result<(), CliError> {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let failed = |error: crate::relay::RelayError| {
+        let text = error.to_string();
+        let (message, hint) = text.split_once("; ").unwrap_or((&text, ""));
+        CliError::failed(error.code(), message, hint)
+    };
+    // Before `ready`, so that whoever reads it can stop the relay in order from then on.
+    let mut stop =
+        signal(SignalKind::terminate()).map_err(|error| CliError::io("signals", &error))?;
+    let config = RelayConfig {
+        listen,
+        data,
+        ..RelayConfig::default()
+    };
+    let relay = crate::relay::serve(config).await.map_err(failed)?;
+    ready(relay.url());
+    tokio::select! {
+        _ = stop.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    relay.shutdown().await;
+    Ok(())
+}
+
+/// Runs a relay: not in this build.
+#[cfg(not(feature = "relay"))]
 pub(crate) async fn relay_run(
     _listen: SocketAddr,
-    _ready: impl FnOnce(SocketAddr),
+    _data: Option<PathBuf>,
+    _ready: impl FnOnce(&str),
 ) -> Result<(), CliError> {
-    Err(CliError::not_built("the relay room"))
+    Err(CliError::not_built("the relay (feature `relay`)"))
 }
 
 /// Checks an exported proof offline; the object says what was checked.

@@ -189,10 +189,12 @@ impl Shape {
 
     /// The value that `text` means, the narrowest type first.
     fn read(&self, text: &str) -> Option<Value> {
+        let given = serde_json::from_str::<Value>(text).ok();
+        let given = given.as_ref();
         let is = |choice: &Value| {
             choice
                 .as_str()
-                .map_or_else(|| choice.to_string() == text, |word| word == text)
+                .map_or_else(|| given == Some(choice), |word| word == text)
         };
         if let Some(choice) = self.choices.iter().find(|choice| is(choice)) {
             return Some(choice.clone());
@@ -349,6 +351,20 @@ mod tests {
                 .unwrap_err()
                 .message
                 .contains("european or asian")
+        );
+    }
+
+    #[test]
+    fn choices_need_not_be_words() {
+        let schema = json!({ "properties": { "n": { "enum": [1, 2, "two"] } } });
+        let read = |pair: &str| {
+            typed(Some(&schema), "s", &[pair])
+                .map(|input| input["n"].clone())
+                .ok()
+        };
+        assert_eq!(
+            [read("n=2"), read("n=two"), read("n=3")],
+            [Some(json!(2)), Some(json!("two")), None]
         );
     }
 

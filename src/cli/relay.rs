@@ -1,11 +1,12 @@
 //! `legion relay`: runs the embedded relay. It needs no home.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use serde_json::json;
 
 use super::error::CliError;
-use super::output::{self, Reply};
+use super::output::Reply;
 use super::{Context, Threads, adapters, block_on};
 
 #[derive(clap::Args)]
@@ -13,18 +14,20 @@ pub(crate) struct Args {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7777")]
     listen: SocketAddr,
+    /// Keep events in this file over a restart [default: in memory only]
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
 }
 
 /// `{"ready":true,"url":"ws://127.0.0.1:PORT"}` at once; then nothing more on stdout.
 pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
-    let ready = |address: SocketAddr| {
-        let url = format!("ws://{address}");
+    let ready = |url: &str| {
         let text = format!("ready: {url}");
-        output::print(
-            &Reply::new(json!({ "ready": true, "url": url }), text),
-            context.json(),
-        );
+        context.answer(&Reply::new(json!({ "ready": true, "url": url }), text));
     };
-    block_on(Threads::Many, adapters::relay_run(args.listen, ready))?;
+    block_on(
+        Threads::Many,
+        adapters::relay_run(args.listen, args.data.clone(), ready),
+    )?;
     Ok(Reply::silent())
 }

@@ -173,7 +173,7 @@ pub(crate) fn result(view: Value) -> Reply {
     if let Some(result) = view.get("result").filter(|result| !result.is_null()) {
         // Unit results are for the verifier; a person reads what they add up to.
         let fields = result.as_object().map(|fields| {
-            let short = |value: &&Value| !value.as_array().is_some_and(|items| items.len() > 8);
+            let short = |value: &&Value| value.as_array().is_none_or(|items| items.len() <= 8);
             fields
                 .iter()
                 .filter(|(_, value)| short(value))

@@ -3,7 +3,7 @@
 
 use super::adapters::{self, NodeParts};
 use super::error::CliError;
-use super::output::{self, Reply};
+use super::output::Reply;
 use super::passphrase::PassphraseArgs;
 use super::{Context, Threads, block_on, identity_adapter, logging};
 use crate::node::control::{ControlStartError, HomeLock};
@@ -37,10 +37,7 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
             .get("npub")
             .and_then(|npub| npub.as_str())
             .unwrap_or_default();
-        output::print(
-            &Reply::new(ready.clone(), format!("ready: {npub}")),
-            context.json(),
-        );
+        context.answer(&Reply::new(ready.clone(), format!("ready: {npub}")));
     };
     block_on(Threads::Many, adapters::node_up(parts, ready))?;
     Ok(Reply::silent())

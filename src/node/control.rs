@@ -336,7 +336,8 @@ async fn converse<H: ControlHandler>(stream: UnixStream, handler: &H, max_line_b
         }
         let (id, call) = match parse(&line) {
             Ok(request) => request,
-            Err((id, error)) => {
+            Err(Malformed { id, number, reason }) => {
+                let error = ControlError::malformed(number, reason);
                 if write_line(&mut writer, &answer(&id, Err(error)))
                     .await
                     .is_err()
@@ -390,44 +391,38 @@ async fn answer_call<H: ControlHandler>(
     write_line(writer, &answer(&id, result)).await.ok()
 }
 
-/// A line as a request with an id; else the error to answer, with the id where one can be read.
-fn parse(line: &[u8]) -> Result<(Value, Call), (Value, ControlError)> {
-    let request: Value = serde_json::from_slice(line).map_err(|_| {
-        (
-            Value::Null,
-            ControlError::malformed(-32_700, "the line is not JSON"),
-        )
-    })?;
-    let id = request
-        .get("id")
-        .filter(|id| id.is_string() || id.is_number())
-        .cloned();
-    let refused = |reason: &str| {
-        (
-            id.clone().unwrap_or(Value::Null),
-            ControlError::malformed(-32_600, reason),
-        )
+/// A line that is no request: what to answer, with the id where one can be read.
+struct Malformed {
+    id: Value,
+    number: i64,
+    reason: &'static str,
+}
+
+/// A line as a request with an id.
+fn parse(line: &[u8]) -> Result<(Value, Call), Malformed> {
+    let refused = |id, number, reason| Err(Malformed { id, number, reason });
+    let Ok(request) = serde_json::from_slice::<Value>(line) else {
+        return refused(Value::Null, -32_700, "the line is not JSON");
     };
-    if request.get("jsonrpc").and_then(Value::as_str) != Some("2.0") {
-        return Err(refused("`jsonrpc` is not \"2.0\""));
+    let id = request.get("id").cloned().unwrap_or(Value::Null);
+    if !id.is_string() && !id.is_number() {
+        return refused(Value::Null, -32_600, "`id` is not a string or a number");
     }
-    let Some(method) = request.get("method").and_then(Value::as_str) else {
-        return Err(refused("`method` is not a string"));
+    if request.get("jsonrpc").and_then(Value::as_str) != Some("2.0") {
+        return refused(id, -32_600, "`jsonrpc` is not \"2.0\"");
+    }
+    let Some(method) = request
+        .get("method")
+        .and_then(Value::as_str)
+        .map(str::to_owned)
+    else {
+        return refused(id, -32_600, "`method` is not a string");
     };
     let params = request.get("params").cloned().unwrap_or_else(|| json!({}));
     if !params.is_object() {
-        return Err(refused("`params` is not an object"));
+        return refused(id, -32_600, "`params` is not an object");
     }
-    match &id {
-        Some(id) => Ok((
-            id.clone(),
-            Call {
-                method: method.to_owned(),
-                params,
-            },
-        )),
-        None => Err(refused("`id` is not a string or a number")),
-    }
+    Ok((id, Call { method, params }))
 }
 
 fn answer(id: &Value, result: Result<Value, ControlError>) -> Value {
