@@ -13,6 +13,7 @@ pub mod handlers;
 pub mod inbox;
 pub mod leases;
 pub mod presence;
+pub mod results;
 pub mod rows;
 pub mod start;
 pub mod view;

@@ -8,36 +8,30 @@ use std::process::ExitCode;
 use serde_json::Value;
 
 use super::error::CliError;
-use crate::config::{Config, Home};
-use crate::identity::Identity;
-use crate::node::control::HomeLock;
 #[cfg(feature = "relay")]
 use crate::relay::RelayConfig;
 
 /// The skills this program was built with: objects with `id`, `name`, `description`, `tags`, `input_schema`, `output_schema`,
 /// `unit_price_mc` and `implementation`.
 pub(crate) fn catalog() -> Vec<Value> {
-    Vec::new()
+    let catalog = crate::labor::skills::catalog();
+    catalog.iter().filter_map(|info| serde_json::to_value(info).ok()).collect()
 }
 
 /// The worker's whole life. `args` are the words after `legion worker`.
-pub(crate) fn worker_main(_args: Vec<OsString>) -> ExitCode {
-    super::output::note(&CliError::not_built("the labor room").message);
-    ExitCode::FAILURE
+pub(crate) fn worker_main(args: Vec<OsString>) -> ExitCode {
+    crate::labor::worker_main(args)
 }
 
-/// What a node needs to run: the home that `lock` holds, its settings and its keys.
-pub(crate) struct NodeParts {
-    pub(crate) home: Home,
-    pub(crate) lock: HomeLock,
-    pub(crate) config: Config,
-    pub(crate) identity: Identity,
-}
+pub(crate) use crate::node::NodeParts;
 
 /// Runs the node until it is stopped. `ready` is called once, with the object of `up`, as soon as local commands work.
-pub(crate) async fn node_up(parts: NodeParts, _ready: impl FnOnce(&Value)) -> Result<(), CliError> {
-    let _ = (&parts.home, &parts.lock, &parts.config, &parts.identity);
-    Err(CliError::not_built("the node room"))
+pub(crate) async fn node_up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), CliError> {
+    crate::node::up(parts, ready).await.map_err(|error| {
+        let text = error.to_string();
+        let (message, hint) = text.split_once("; ").unwrap_or((&text, ""));
+        CliError::failed(error.code(), message, hint)
+    })
 }
 
 /// Runs a relay until Ctrl-C or SIGTERM, with its events in `data`, or in memory. `ready` is called once, with its URL.
@@ -83,6 +77,7 @@ pub(crate) async fn relay_run(
 }
 
 /// Checks an exported proof offline; the object says what was checked.
-pub(crate) fn proof_verify(_exported: &Value) -> Result<Value, CliError> {
-    Err(CliError::not_built("proof verification"))
+pub(crate) fn proof_verify(exported: &Value) -> Result<Value, CliError> {
+    crate::node::results::verify_export(exported)
+        .map_err(|(code, message)| CliError::failed(code, message, "the export is damaged or forged"))
 }

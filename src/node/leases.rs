@@ -7,19 +7,16 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::Mailbox;
 use super::core::{CheckOrder, Mail, Order};
+use super::results::{compare, finish, precheck, root_of};
 use crate::domain::step::{Findings, Input, LaborNews};
 use crate::labor::frames::Units;
 use crate::labor::skills;
 use crate::labor::supervisor::{StartJob, Supervisor, SupervisorConfig, SupervisorHandle, WorkerClass, WorkerEvent};
-use crate::wire::canonical;
-use crate::wire::merkle;
 use crate::wire::proof::Evidence;
 
 /// How workers are run.
@@ -332,93 +329,4 @@ async fn next(events: &mut Option<Events>) -> Option<WorkerEvent> {
         }
         None => std::future::pending().await,
     }
-}
-
-/// Puts a finished job together: output, hashes, root.
-fn finish(skill: &str, input: &Value, units: &[Vec<u8>], root: String, executed: u32, resumed_from: u32, profile: String) -> LaborNews {
-    let failed = |code: &str, message: String| LaborNews::Failed { code: code.to_owned(), message };
-    let output = match skills::aggregate(skill, input, units) {
-        Ok(output) => output,
-        Err(error) => return failed(error.code(), error.to_string()),
-    };
-    let output_hash = match output_hash(&output) {
-        Ok(hash) => hash,
-        Err(message) => return failed("output_invalid", message),
-    };
-    LaborNews::Done { output, output_hash, units: units.concat(), root, executed, resumed_from, profile }
-}
-
-fn output_hash(output: &Value) -> Result<String, String> {
-    canonical::canonical_json(output).map(|bytes| canonical::sha256_hex(&bytes)).map_err(|e| e.to_string())
-}
-
-/// The Merkle root that stands in the proof, hex.
-fn root_of(task: &str, award_no: u32, executor: &str, commitment: &str, units: &[Vec<u8>]) -> String {
-    let context = merkle::ResultContext {
-        task: task.as_bytes(),
-        award_no: u64::from(award_no),
-        executor: executor.as_bytes(),
-        input_commitment: commitment.as_bytes(),
-    };
-    merkle::result_root(&context, units).map(hex::encode).unwrap_or_default()
-}
-
-fn precheck(order: &CheckOrder) -> Result<Findings, Findings> {
-    let mut findings = Findings { assurance: "none".into(), input: true, output: false, schema: None, units_checked: 0, fault: None };
-    let fault = |code: &str, expected: String, received: String| Some(Evidence { code: code.into(), unit: None, expected, received });
-    findings.input = order.proof.commitment == order.commitment;
-    let received = output_hash(&order.output).unwrap_or_default();
-    if received != order.proof.output {
-        findings.fault = fault("output_mismatch", received, order.proof.output.clone());
-        return Err(findings);
-    }
-    let count = order.proof.units as usize;
-    let bytes = STANDARD.decode(&order.units).unwrap_or_default();
-    let size = bytes.len().checked_div(count).unwrap_or(0);
-    if size == 0 || size * count != bytes.len() {
-        findings.fault = fault("units_mismatch", count.to_string(), bytes.len().to_string());
-        return Err(findings);
-    }
-    let units: Vec<Vec<u8>> = bytes.chunks(size).map(<[u8]>::to_vec).collect();
-    let root = root_of(&order.task, order.award_no, &order.proof.executor, &order.commitment, &units);
-    if root != order.proof.root {
-        findings.fault = fault("root_mismatch", root, order.proof.root.clone());
-        return Err(findings);
-    }
-    match skills::aggregate(&order.skill, &order.input, &units) {
-        Ok(aggregate) if output_hash(&aggregate).as_ref() == Ok(&order.proof.output) => {
-            findings.assurance = "schema".into();
-            findings.output = true;
-            findings.schema = Some(true);
-            Ok(findings)
-        }
-        Ok(aggregate) => {
-            findings.fault = fault("aggregate_mismatch", output_hash(&aggregate).unwrap_or_default(), order.proof.output.clone());
-            Err(findings)
-        }
-        // A skill that this node does not have cannot be checked any further.
-        Err(error) if error.code() == "skill_unknown" => {
-            findings.output = true;
-            Ok(findings)
-        }
-        Err(error) => {
-            findings.schema = Some(false);
-            findings.fault = fault("schema_mismatch", error.code().to_owned(), String::new());
-            Err(findings)
-        }
-    }
-}
-
-fn compare(order: &CheckOrder, recomputed: &[Vec<u8>], profile: &str) -> Findings {
-    let mut findings = Findings { assurance: "sampled".into(), input: true, output: true, schema: Some(true), units_checked: order.sample.len() as u32, fault: None };
-    let bytes = STANDARD.decode(&order.units).unwrap_or_default();
-    let size = bytes.len().checked_div(order.proof.units as usize).unwrap_or(0);
-    for (unit, ours) in order.sample.iter().zip(recomputed) {
-        let theirs = bytes.get(*unit as usize * size..(*unit as usize + 1) * size).unwrap_or_default();
-        if !skills::compare(&order.skill, &order.proof.profile, profile, theirs, ours) {
-            findings.fault = Some(Evidence { code: "unit_mismatch".into(), unit: Some(*unit), expected: STANDARD.encode(ours), received: STANDARD.encode(theirs) });
-            return findings;
-        }
-    }
-    findings
 }
