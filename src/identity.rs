@@ -22,7 +22,10 @@ pub use mnemonic::Mnemonic;
 /// The bech32 form (`npub1…`) of a Nostr key given in hex; the text itself if it is no key.
 pub fn npub(hex: &str) -> String {
     use nostr::ToBech32;
-    nostr::PublicKey::from_hex(hex).ok().and_then(|key| key.to_bech32().ok()).unwrap_or_else(|| hex.to_owned())
+    nostr::PublicKey::from_hex(hex)
+        .ok()
+        .and_then(|key| key.to_bech32().ok())
+        .unwrap_or_else(|| hex.to_owned())
 }
 
 /// The hex form of a Nostr key given as `npub1…` or hex.
@@ -30,5 +33,7 @@ pub fn npub(hex: &str) -> String {
 /// # Errors
 /// `npub_invalid`.
 pub fn parse_npub(text: &str) -> Result<String, IdentityError> {
-    nostr::PublicKey::parse(text).map(|key| key.to_hex()).map_err(|_| IdentityError::NpubInvalid(text.chars().take(80).collect()))
+    nostr::PublicKey::parse(text)
+        .map(|key| key.to_hex())
+        .map_err(|_| IdentityError::NpubInvalid(text.chars().take(80).collect()))
 }

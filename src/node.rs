@@ -35,7 +35,10 @@ pub struct Mailbox {
 impl Mailbox {
     /// A mailbox in which `depth` arrivals may wait.
     pub fn new(mails: Sender<core::Mail>, depth: usize) -> Self {
-        Self { mails, room: Arc::new(Semaphore::new(depth.clamp(1, Semaphore::MAX_PERMITS / 2))) }
+        Self {
+            mails,
+            room: Arc::new(Semaphore::new(depth.clamp(1, Semaphore::MAX_PERMITS / 2))),
+        }
     }
 
     /// Puts a fact, a command or a look into the mailbox. After the loop has ended this does nothing.

@@ -15,7 +15,10 @@ use crate::relay::RelayConfig;
 /// `unit_price_mc` and `implementation`.
 pub(crate) fn catalog() -> Vec<Value> {
     let catalog = crate::labor::skills::catalog();
-    catalog.iter().filter_map(|info| serde_json::to_value(info).ok()).collect()
+    catalog
+        .iter()
+        .filter_map(|info| serde_json::to_value(info).ok())
+        .collect()
 }
 
 /// The worker's whole life. `args` are the words after `legion worker`.
@@ -78,6 +81,7 @@ pub(crate) async fn relay_run(
 
 /// Checks an exported proof offline; the object says what was checked.
 pub(crate) fn proof_verify(exported: &Value) -> Result<Value, CliError> {
-    crate::node::results::verify_export(exported)
-        .map_err(|(code, message)| CliError::failed(code, message, "the export is damaged or forged"))
+    crate::node::results::verify_export(exported).map_err(|(code, message)| {
+        CliError::failed(code, message, "the export is damaged or forged")
+    })
 }

@@ -16,7 +16,9 @@ use super::rows::{self, Parcel};
 use super::{Mailbox, clock, crash};
 use crate::domain::Node;
 use crate::domain::policy::Policy;
-use crate::domain::step::{Addressee, Chance, Change, Effect, Incoming, Input, Refused, Row, Send, Step};
+use crate::domain::step::{
+    Addressee, Chance, Change, Effect, Incoming, Input, Refused, Row, Send, Step,
+};
 use crate::store::{Limits, Store, StoreError};
 use crate::wire::message::{Ack, Body};
 use crate::wire::proof::Evidence;
@@ -216,13 +218,21 @@ struct Batch {
     seen_now: HashSet<([u8; 32], [u8; 32])>,
     acks: Vec<(String, String)>,
     delivered: Vec<u64>,
-    answers: Vec<(oneshot::Sender<Result<Answer, Refused>>, Result<Answer, Refused>)>,
+    answers: Vec<(
+        oneshot::Sender<Result<Answer, Refused>>,
+        Result<Answer, Refused>,
+    )>,
     again: Vec<Mail>,
 }
 
 impl Core {
     /// Loads the live rows of the store. The first input is [`Input::Started`].
-    pub fn load(policy: Policy, store: Arc<Store>, outlets: Outlets, limits: Limits) -> Result<Self, StoreError> {
+    pub fn load(
+        policy: Policy,
+        store: Arc<Store>,
+        outlets: Outlets,
+        limits: Limits,
+    ) -> Result<Self, StoreError> {
         let node = load_node(&policy, &store)?;
         Ok(Self {
             node,
@@ -274,8 +284,12 @@ impl Core {
 
     fn patience(&self) -> Duration {
         let now = clock::now_ms();
-        let wake = self.node.wake_ms().map_or(Duration::from_secs(1), |at| Duration::from_millis(at.saturating_sub(now)));
-        let acks = self.acks_due.map_or(Duration::from_secs(1), |at| at.saturating_duration_since(Instant::now()));
+        let wake = self.node.wake_ms().map_or(Duration::from_secs(1), |at| {
+            Duration::from_millis(at.saturating_sub(now))
+        });
+        let acks = self.acks_due.map_or(Duration::from_secs(1), |at| {
+            at.saturating_duration_since(Instant::now())
+        });
         wake.min(acks).min(Duration::from_secs(1))
     }
 
@@ -284,7 +298,12 @@ impl Core {
         let now = clock::now_ms();
         crash::point("received", &[]);
         let count = mails.len() as u64;
-        again.handled(mails.iter().filter(|m| matches!(m, Mail::Arrival(_))).count());
+        again.handled(
+            mails
+                .iter()
+                .filter(|m| matches!(m, Mail::Arrival(_)))
+                .count(),
+        );
         let mut unread = None;
         for mail in mails {
             if unread.is_some() {
@@ -320,7 +339,10 @@ impl Core {
             Mail::Command(input, answer) => {
                 self.recall(&input)?;
                 let mut step = self.step(now, input);
-                let at = step.effects.iter().position(|e| matches!(e, Effect::Asked(_) | Effect::Done(_)));
+                let at = step
+                    .effects
+                    .iter()
+                    .position(|e| matches!(e, Effect::Asked(_) | Effect::Done(_)));
                 let said = match at.map(|at| step.effects.remove(at)) {
                     Some(Effect::Asked(result)) => result.map(Answer::Task),
                     Some(Effect::Done(result)) => result.map(|()| Answer::Done),
@@ -348,16 +370,27 @@ impl Core {
     fn arrive(&mut self, now: u64, arrival: Arrival, batch: &mut Batch) -> Result<(), StoreError> {
         let id = (arrival.author, arrival.rumor);
         if arrival.stored {
-            let seen = batch.seen_now.contains(&id) || self.store.view()?.seen_contains(&arrival.author, &arrival.rumor)?;
+            let seen = batch.seen_now.contains(&id)
+                || self
+                    .store
+                    .view()?
+                    .seen_contains(&arrival.author, &arrival.rumor)?;
             if !arrival.pool {
-                batch.acks.push((arrival.from.clone(), hex::encode(arrival.rumor)));
+                batch
+                    .acks
+                    .push((arrival.from.clone(), hex::encode(arrival.rumor)));
             }
             if seen {
                 self.count("duplicate");
                 return Ok(());
             }
             batch.seen_now.insert(id);
-            batch.seen.push((arrival.author, arrival.rumor, arrival.wrap, arrival.expires_s));
+            batch.seen.push((
+                arrival.author,
+                arrival.rumor,
+                arrival.wrap,
+                arrival.expires_s,
+            ));
         }
         for code in &arrival.refused {
             self.count(code);
@@ -373,7 +406,10 @@ impl Core {
     }
 
     fn recall(&mut self, input: &Input) -> Result<(), StoreError> {
-        let names = matches!(input, Input::Ask(_) | Input::Cancel { .. } | Input::Message(_));
+        let names = matches!(
+            input,
+            Input::Ask(_) | Input::Cancel { .. } | Input::Message(_)
+        );
         if !names {
             return Ok(());
         }
@@ -399,7 +435,13 @@ impl Core {
         let kinds: Vec<String> = batch
             .changes
             .iter()
-            .filter_map(|c| if let Change::Journal { kind, .. } = c { Some(kind.clone()) } else { None })
+            .filter_map(|c| {
+                if let Change::Journal { kind, .. } = c {
+                    Some(kind.clone())
+                } else {
+                    None
+                }
+            })
             .collect();
         let parcels = self.pack(now, batch);
         let read_until_s = now / 1000;
@@ -423,7 +465,10 @@ impl Core {
             if touch {
                 rows::set_read_until_s(txn, read_until_s)?;
             }
-            parcels.into_iter().map(|parcel| Ok((rows::outbox_put(txn, &parcel)?, parcel))).collect::<Result<Vec<_>, StoreError>>()
+            parcels
+                .into_iter()
+                .map(|parcel| Ok((rows::outbox_put(txn, &parcel)?, parcel)))
+                .collect::<Result<Vec<_>, StoreError>>()
         })?;
         if touch {
             self.read_until_s = read_until_s;
@@ -445,7 +490,15 @@ impl Core {
             {
                 full.push(parcel);
             }
-            let slot = open.entry(to).or_insert_with(|| (0, Parcel { sends: Vec::new(), created_s: now / 1000 }));
+            let slot = open.entry(to).or_insert_with(|| {
+                (
+                    0,
+                    Parcel {
+                        sends: Vec::new(),
+                        created_s: now / 1000,
+                    },
+                )
+            });
             slot.0 += bytes;
             slot.1.sends.push(send);
         }
@@ -454,7 +507,9 @@ impl Core {
                 && *used + ACKS_MAX * 70 < PARCEL_BYTES
             {
                 let mut rumors: Vec<_> = self.acks.remove(npub).unwrap_or_default();
-                let (now_acked, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut batch.acks).into_iter().partition(|(n, _)| n == npub);
+                let (now_acked, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut batch.acks)
+                    .into_iter()
+                    .partition(|(n, _)| n == npub);
                 batch.acks = rest;
                 rumors.extend(now_acked.into_iter().map(|(_, rumor)| rumor));
                 let later = rumors.split_off(rumors.len().min(ACKS_MAX));
@@ -462,7 +517,10 @@ impl Core {
                     self.acks.insert(npub.clone(), later);
                 }
                 if let (false, Some(first)) = (rumors.is_empty(), parcel.sends.first()) {
-                    let send = Send { body: Body::Ack(Ack { rumors }), ..first.clone() };
+                    let send = Send {
+                        body: Body::Ack(Ack { rumors }),
+                        ..first.clone()
+                    };
                     parcel.sends.push(send);
                 }
             }
@@ -474,7 +532,8 @@ impl Core {
     fn let_out(&mut self, batch: Batch, parcels: Vec<(u64, Parcel)>) {
         for (npub, rumor) in batch.acks {
             self.acks.entry(npub).or_default().push(rumor);
-            self.acks_due.get_or_insert_with(|| Instant::now() + ACK_WAIT);
+            self.acks_due
+                .get_or_insert_with(|| Instant::now() + ACK_WAIT);
         }
         for (seq, parcel) in parcels {
             let _ = self.outlets.delivery.send(Order::Deliver(seq, parcel));
@@ -482,10 +541,16 @@ impl Core {
         let now_s = clock::now_ms() / 1000;
         for send in batch.tries {
             let created_s = match &send.body {
-                Body::Offer(offer) => *self.announced.entry((offer.task.clone(), offer.round)).or_insert(now_s),
+                Body::Offer(offer) => *self
+                    .announced
+                    .entry((offer.task.clone(), offer.round))
+                    .or_insert(now_s),
                 _ => now_s,
             };
-            let _ = self.outlets.delivery.send(Order::Try(Parcel { sends: vec![send], created_s }));
+            let _ = self.outlets.delivery.send(Order::Try(Parcel {
+                sends: vec![send],
+                created_s,
+            }));
         }
         for effect in batch.effects {
             self.perform(effect);
@@ -499,10 +564,20 @@ impl Core {
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Start(key) => self.start(&key),
-            Effect::SoftStop { key, after_checkpoint } => {
-                let _ = self.outlets.labor.send(Order::SoftStop { key, after_checkpoint });
+            Effect::SoftStop {
+                key,
+                after_checkpoint,
+            } => {
+                let _ = self.outlets.labor.send(Order::SoftStop {
+                    key,
+                    after_checkpoint,
+                });
             }
-            Effect::Check { task, award_no, sample } => self.check(&task, award_no, sample),
+            Effect::Check {
+                task,
+                award_no,
+                sample,
+            } => self.check(&task, award_no, sample),
             Effect::CheckEvidence { key, evidence } => self.evidence(key, evidence),
             Effect::Changed(task) => {
                 let _ = self.outlets.changed.send(task);
@@ -533,23 +608,38 @@ impl Core {
             .collect();
         if wanted != self.reply_keys {
             self.reply_keys.clone_from(&wanted);
-            self.announced.retain(|(task, _), _| wanted.contains_key(task));
+            self.announced
+                .retain(|(task, _), _| wanted.contains_key(task));
             let _ = self.outlets.presence.send(Order::Inboxes(wanted));
         }
     }
 
     fn stored(&self, owner: &str, name: &str) -> Option<Vec<u8>> {
-        self.store.view().and_then(|view| rows::payload(&view, owner, name)).unwrap_or_default()
+        self.store
+            .view()
+            .and_then(|view| rows::payload(&view, owner, name))
+            .unwrap_or_default()
     }
 
     fn input(&self, owner: &str) -> Option<Value> {
-        self.node.input(owner).cloned().or_else(|| serde_json::from_slice(&self.stored(owner, "input")?).ok())
+        self.node
+            .input(owner)
+            .cloned()
+            .or_else(|| serde_json::from_slice(&self.stored(owner, "input")?).ok())
     }
 
     fn start(&mut self, key: &str) {
-        let Some(work) = self.node.work().get(key) else { return };
+        let Some(work) = self.node.work().get(key) else {
+            return;
+        };
         let Some(input) = self.input(key) else { return };
-        let resume = (work.checkpoint_units > 0).then(|| self.store.view().and_then(|v| v.checkpoint_newest(work.owner().as_bytes())).ok().flatten());
+        let resume = (work.checkpoint_units > 0).then(|| {
+            self.store
+                .view()
+                .and_then(|v| v.checkpoint_newest(work.owner().as_bytes()))
+                .ok()
+                .flatten()
+        });
         let order = Order::Start {
             key: key.to_owned(),
             skill: work.skill.clone(),
@@ -562,9 +652,14 @@ impl Core {
     }
 
     fn check(&mut self, task: &str, award_no: u32, sample: Vec<u32>) {
-        let Some(job) = self.node.jobs().get(task) else { return };
+        let Some(job) = self.node.jobs().get(task) else {
+            return;
+        };
         let Some(outcome) = &job.outcome else { return };
-        let output = self.stored(task, "result").and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or(Value::Null);
+        let output = self
+            .stored(task, "result")
+            .and_then(|b| serde_json::from_slice(&b).ok())
+            .unwrap_or(Value::Null);
         let order = CheckOrder {
             task: task.to_owned(),
             award_no,
@@ -572,7 +667,10 @@ impl Core {
             input: self.input(task).unwrap_or(Value::Null),
             commitment: job.commitment.clone(),
             output,
-            units: self.stored(task, "units").and_then(|b| String::from_utf8(b).ok()).unwrap_or_default(),
+            units: self
+                .stored(task, "units")
+                .and_then(|b| String::from_utf8(b).ok())
+                .unwrap_or_default(),
             proof: outcome.proof.clone(),
             sample,
         };
@@ -580,14 +678,20 @@ impl Core {
     }
 
     fn evidence(&mut self, key: String, evidence: Evidence) {
-        let Some(work) = self.node.work().get(&key) else { return };
+        let Some(work) = self.node.work().get(&key) else {
+            return;
+        };
         let order = Order::Evidence {
             skill: work.skill.clone(),
             input: self.input(&key).unwrap_or(Value::Null),
             units: self.stored(&key, "units").unwrap_or_default(),
             unit_count: work.units,
             evidence,
-            profile: work.proof.as_ref().map(|p| p.profile.clone()).unwrap_or_default(),
+            profile: work
+                .proof
+                .as_ref()
+                .map(|p| p.profile.clone())
+                .unwrap_or_default(),
             key,
         };
         let _ = self.outlets.labor.send(order);
@@ -600,11 +704,27 @@ impl Core {
         self.acks_due = None;
         let now = clock::now_ms();
         for (npub, rumors) in self.acks.drain() {
-            let relays = self.node.peers().get(&npub).map(|p| p.relays.clone()).unwrap_or_default();
+            let relays = self
+                .node
+                .peers()
+                .get(&npub)
+                .map(|p| p.relays.clone())
+                .unwrap_or_default();
             for chunk in rumors.chunks(ACKS_MAX) {
-                let body = Body::Ack(Ack { rumors: chunk.to_vec() });
-                let send = Send { to: Addressee::Peer(npub.clone()), body, ephemeral: true, relays: relays.clone(), expires_ms: now + 300_000 };
-                let _ = self.outlets.delivery.send(Order::Try(Parcel { sends: vec![send], created_s: now / 1000 }));
+                let body = Body::Ack(Ack {
+                    rumors: chunk.to_vec(),
+                });
+                let send = Send {
+                    to: Addressee::Peer(npub.clone()),
+                    body,
+                    ephemeral: true,
+                    relays: relays.clone(),
+                    expires_ms: now + 300_000,
+                };
+                let _ = self.outlets.delivery.send(Order::Try(Parcel {
+                    sends: vec![send],
+                    created_s: now / 1000,
+                }));
             }
         }
     }
@@ -631,18 +751,38 @@ impl Core {
     }
 
     /// The commit failed: nothing of the batch happened.
-    fn recover(&mut self, batch: Batch, error: StoreError, again: &Mailbox) -> Result<(), StoreError> {
+    fn recover(
+        &mut self,
+        batch: Batch,
+        error: StoreError,
+        again: &Mailbox,
+    ) -> Result<(), StoreError> {
         self.failures += 1;
-        tracing::error!(code = error.code(), attempt = self.failures, "the store refused a commit; nothing of it left the node: {error}");
+        tracing::error!(
+            code = error.code(),
+            attempt = self.failures,
+            "the store refused a commit; nothing of it left the node: {error}"
+        );
         for (answer, _) in batch.answers {
-            let _ = answer.send(Err(Refused::new("store_unavailable", format!("nothing was done: {error}"))));
+            let _ = answer.send(Err(Refused::new(
+                "store_unavailable",
+                format!("nothing was done: {error}"),
+            )));
         }
         std::thread::sleep(Duration::from_millis(200 * u64::from(self.failures)));
         if self.failures >= FAILURES_MAX {
             return Err(error);
         }
-        if let Err(error) = self.store.reopen().and_then(|()| load_node(&self.policy, &self.store)).map(|node| self.node = node) {
-            tracing::error!(code = error.code(), "the store could not be read again: {error}");
+        if let Err(error) = self
+            .store
+            .reopen()
+            .and_then(|()| load_node(&self.policy, &self.store))
+            .map(|node| self.node = node)
+        {
+            tracing::error!(
+                code = error.code(),
+                "the store could not be read again: {error}"
+            );
         }
         for mail in batch.again {
             again.post(mail);
@@ -663,7 +803,9 @@ impl Batch {
         self.changes.extend(step.changes);
         for effect in step.effects {
             match effect {
-                Effect::Send(send) if send.ephemeral || matches!(send.to, Addressee::Pool(_)) => self.tries.push(*send),
+                Effect::Send(send) if send.ephemeral || matches!(send.to, Addressee::Pool(_)) => {
+                    self.tries.push(*send)
+                }
                 Effect::Send(send) => self.sends.push(*send),
                 other => self.effects.push(other),
             }

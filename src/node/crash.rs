@@ -22,7 +22,8 @@ pub fn point(name: &str, kinds: &[String]) {
     let Some((at, kind, nth)) = plan else { return };
     let meant = at == name && kind.as_ref().is_none_or(|kind| kinds.contains(kind));
     if meant && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == *nth {
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         std::thread::sleep(std::time::Duration::from_secs(60));
     }
 }

@@ -122,8 +122,20 @@ impl Deliverer {
         state: Arc<std::sync::Mutex<OutboxState>>,
     ) {
         let (sealed, mut ready) = mpsc::unbounded_channel();
-        let mut this = Self { sealer, carrier, relays, rows: BTreeMap::new(), by_rumor: HashMap::new(), by_wrap: HashMap::new(), mailbox, sealed };
-        let restored = outbox.into_iter().map(|(seq, parcel)| Order::Deliver(seq, parcel)).collect();
+        let mut this = Self {
+            sealer,
+            carrier,
+            relays,
+            rows: BTreeMap::new(),
+            by_rumor: HashMap::new(),
+            by_wrap: HashMap::new(),
+            mailbox,
+            sealed,
+        };
+        let restored = outbox
+            .into_iter()
+            .map(|(seq, parcel)| Order::Deliver(seq, parcel))
+            .collect();
         this.admit(restored);
         let mut tick = tokio::time::interval(Duration::from_millis(500));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -154,7 +166,11 @@ impl Deliverer {
         match tell {
             Tell::Order(order) => orders.push(order),
             Tell::Acked { from, rumors } => self.acked(from, &rumors),
-            Tell::Published { event_id, relay, outcome } => self.answered(event_id, relay, outcome),
+            Tell::Published {
+                event_id,
+                relay,
+                outcome,
+            } => self.answered(event_id, relay, outcome),
             Tell::Connected(relay) => self.reconnected(&relay).await,
         }
     }
@@ -190,9 +206,13 @@ impl Deliverer {
 
     fn seal(&self, jobs: Vec<(Option<u64>, Parcel)>) {
         for chunk in jobs.chunks(SEAL_BATCH) {
-            let (chunk, sealer, sealed) = (chunk.to_vec(), self.sealer.clone(), self.sealed.clone());
+            let (chunk, sealer, sealed) =
+                (chunk.to_vec(), self.sealer.clone(), self.sealed.clone());
             tokio::task::spawn_blocking(move || {
-                let done = chunk.iter().map(|(seq, parcel)| sealer.close(*seq, parcel).map_err(|e| (*seq, e))).collect();
+                let done = chunk
+                    .iter()
+                    .map(|(seq, parcel)| sealer.close(*seq, parcel).map_err(|e| (*seq, e)))
+                    .collect();
                 crash::point("sealed", &[]);
                 let _ = sealed.send(done);
             });
@@ -211,12 +231,20 @@ impl Deliverer {
             };
             let mut to = self.relays.clone();
             if let Some(seq) = sealed.seq {
-                let Some(row) = self.rows.get_mut(&seq) else { continue };
+                let Some(row) = self.rows.get_mut(&seq) else {
+                    continue;
+                };
                 self.by_wrap.insert(sealed.event.event_id(), seq);
                 self.by_rumor.insert(sealed.rumor, seq);
                 (row.rumor, row.recipient) = (Some(sealed.rumor), Some(sealed.recipient));
                 row.event = Some(sealed.event.clone());
-                to.extend(row.parcel.sends.iter().flat_map(|s| s.relays.iter().cloned()).filter(|r| r.starts_with("wss://")));
+                to.extend(
+                    row.parcel
+                        .sends
+                        .iter()
+                        .flat_map(|s| s.relays.iter().cloned())
+                        .filter(|r| r.starts_with("wss://")),
+                );
                 to.sort();
                 to.dedup();
             }
@@ -229,7 +257,10 @@ impl Deliverer {
         // A relay that is not ours is one where the recipient said it reads.
         for relay in relays.iter().filter(|r| !self.relays.contains(r)) {
             if let Err(error) = self.carrier.add_relay(relay) {
-                tracing::debug!(code = error.code(), "a recipient's relay is not used: {error}");
+                tracing::debug!(
+                    code = error.code(),
+                    "a recipient's relay is not used: {error}"
+                );
             }
         }
         if let Err(error) = self.carrier.publish(event, relays).await {
@@ -240,11 +271,19 @@ impl Deliverer {
     fn acked(&mut self, from: PublicKey, rumors: &[String]) {
         let mut done = Vec::new();
         for rumor in rumors {
-            let Ok(rumor) = EventId::from_hex(rumor) else { continue };
-            let Some(seq) = self.by_rumor.get(&rumor) else { continue };
+            let Ok(rumor) = EventId::from_hex(rumor) else {
+                continue;
+            };
+            let Some(seq) = self.by_rumor.get(&rumor) else {
+                continue;
+            };
             // Only the recipient may say so; a reply key answers as its owner, whose identity the sealed bid went to.
             let addressed = self.rows.get(seq).is_some_and(|r| {
-                r.recipient == Some(from) || r.parcel.sends.iter().any(|s| matches!(s.to, Addressee::Reply(_)))
+                r.recipient == Some(from)
+                    || r.parcel
+                        .sends
+                        .iter()
+                        .any(|s| matches!(s.to, Addressee::Reply(_)))
             });
             if addressed {
                 done.push(*seq);
@@ -266,7 +305,13 @@ impl Deliverer {
     }
 
     fn answered(&mut self, event_id: EventId, relay: Arc<str>, outcome: Outcome) {
-        let Some(row) = self.by_wrap.get(&event_id).and_then(|seq| self.rows.get_mut(seq)) else { return };
+        let Some(row) = self
+            .by_wrap
+            .get(&event_id)
+            .and_then(|seq| self.rows.get_mut(seq))
+        else {
+            return;
+        };
         let now = Instant::now();
         match outcome {
             Outcome::Accepted | Outcome::Duplicate => {
@@ -297,9 +342,17 @@ impl Deliverer {
 
     async fn look_after(&mut self) {
         let (now, now_ms) = (Instant::now(), clock::now_ms());
-        let expired: Vec<u64> = self.rows.iter().filter(|(_, r)| r.expires_ms <= now_ms).map(|(seq, _)| *seq).collect();
+        let expired: Vec<u64> = self
+            .rows
+            .iter()
+            .filter(|(_, r)| r.expires_ms <= now_ms)
+            .map(|(seq, _)| *seq)
+            .collect();
         if !expired.is_empty() {
-            tracing::warn!(count = expired.len(), "messages expired before their recipients acknowledged them");
+            tracing::warn!(
+                count = expired.len(),
+                "messages expired before their recipients acknowledged them"
+            );
             self.finish(expired);
         }
         let mut again = Vec::new();
@@ -333,7 +386,10 @@ impl Sealer {
         };
         let mut objects = Vec::with_capacity(parcel.sends.len());
         for send in &parcel.sends {
-            let message = Message { to: audience.clone(), body: self.finished(send)? };
+            let message = Message {
+                to: audience.clone(),
+                body: self.finished(send)?,
+            };
             objects.push(message.to_value().map_err(|e| e.to_string())?);
         }
         let content = match objects.as_slice() {
@@ -341,7 +397,9 @@ impl Sealer {
             _ => Value::Array(objects).to_string(),
         };
         let expires_ms = parcel.sends.iter().map(|s| s.expires_ms).max().unwrap_or(0);
-        let life_s = (expires_ms / 1000).saturating_sub(parcel.created_s).clamp(60, 29 * 86_400);
+        let life_s = (expires_ms / 1000)
+            .saturating_sub(parcel.created_s)
+            .clamp(60, 29 * 86_400);
         let draft = Draft {
             author: self.identity.nostr().public_key(),
             recipient,
@@ -350,15 +408,28 @@ impl Sealer {
             created_at_s: parcel.created_s,
             expires_at_s: Some(parcel.created_s + life_s),
         };
-        let kind = if first.ephemeral { Delivery::Ephemeral } else { Delivery::Stored };
+        let kind = if first.ephemeral {
+            Delivery::Ephemeral
+        } else {
+            Delivery::Stored
+        };
         let envelope = Envelope::new(draft, kind, pow).map_err(|e| e.to_string())?;
-        let event = envelope.close(&self.conversations, self.identity.nostr(), now_s).map_err(|e| e.to_string())?;
-        Ok(Sealed { seq, rumor: envelope.rumor_id(), recipient, event: Outgoing::from_event(&event) })
+        let event = envelope
+            .close(&self.conversations, self.identity.nostr(), now_s)
+            .map_err(|e| e.to_string())?;
+        Ok(Sealed {
+            seq,
+            rumor: envelope.rumor_id(),
+            recipient,
+            event: Outgoing::from_event(&event),
+        })
     }
 
     fn recipient(&self, to: &Addressee, now_s: u64) -> Result<(PublicKey, u8), String> {
         match to {
-            Addressee::Peer(key) | Addressee::Reply(key) => Ok((PublicKey::from_hex(key).map_err(|e| e.to_string())?, 0)),
+            Addressee::Peer(key) | Addressee::Reply(key) => {
+                Ok((PublicKey::from_hex(key).map_err(|e| e.to_string())?, 0))
+            }
             Addressee::Pool(name) => {
                 let secret = self.pools.get(name).ok_or("not a member of the pool")?;
                 let keys: Keys = secret.day_keys(utc_day(now_s)).map_err(|e| e.to_string())?;
@@ -382,7 +453,12 @@ impl Sealer {
                 }
             }
             Body::Offer(offer) => {
-                offer.reply = self.identity.reply_key(&offer.task).map_err(|e| e.to_string())?.public_key().to_hex();
+                offer.reply = self
+                    .identity
+                    .reply_key(&offer.task)
+                    .map_err(|e| e.to_string())?
+                    .public_key()
+                    .to_hex();
             }
             _ => {}
         }

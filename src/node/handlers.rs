@@ -90,7 +90,12 @@ struct CoresParams {
 }
 
 impl ControlHandler for Handlers {
-    async fn call(&self, method: &str, params: Value, notify: NotifySender) -> Result<Value, ControlError> {
+    async fn call(
+        &self,
+        method: &str,
+        params: Value,
+        notify: NotifySender,
+    ) -> Result<Value, ControlError> {
         match method {
             "node/status" => self.status().await,
             "node/stop" => {
@@ -109,25 +114,42 @@ impl ControlHandler for Handlers {
             "task/why" => {
                 let id = parse::<IdParams>(params)?.id;
                 let now = clock::now_ms();
-                self.look(move |node, store| view::why(node, store, &id, now)).await?.ok_or_else(unknown_task)
+                self.look(move |node, store| view::why(node, store, &id, now))
+                    .await?
+                    .ok_or_else(unknown_task)
             }
-            "peers/list" => self.look(|node, _| Ok(view::peers(node, clock::now_ms()))).await,
+            "peers/list" => {
+                self.look(|node, _| Ok(view::peers(node, clock::now_ms())))
+                    .await
+            }
             "peers/trust" => {
                 let params: TrustParams = parse(params)?;
                 let npub = key_of(&params.npub)?;
-                self.command(Input::Trust { npub, tier: params.tier, limit_mc: params.limit_mc }).await?;
-                self.look(|node, _| Ok(view::peers(node, clock::now_ms()))).await
+                self.command(Input::Trust {
+                    npub,
+                    tier: params.tier,
+                    limit_mc: params.limit_mc,
+                })
+                .await?;
+                self.look(|node, _| Ok(view::peers(node, clock::now_ms())))
+                    .await
             }
             "peers/forget" => {
                 let npub = key_of(&parse::<PeerParams>(params)?.npub.unwrap_or_default())?;
                 self.command(Input::Forget { npub }).await?;
-                self.look(|node, _| Ok(view::peers(node, clock::now_ms()))).await
+                self.look(|node, _| Ok(view::peers(node, clock::now_ms())))
+                    .await
             }
             "owner/pause" => {
                 let params: PauseParams = parse(params)?;
                 let mode = params.mode.unwrap_or(PauseMode::Now);
-                self.command(Input::Pause { mode, for_ms: params.for_s.map(|s| s.saturating_mul(1000)) }).await?;
-                self.look(|node, _| Ok(json!({"paused": node.owner().paused}))).await
+                self.command(Input::Pause {
+                    mode,
+                    for_ms: params.for_s.map(|s| s.saturating_mul(1000)),
+                })
+                .await?;
+                self.look(|node, _| Ok(json!({"paused": node.owner().paused})))
+                    .await
             }
             "owner/resume" => {
                 self.command(Input::Resume).await?;
@@ -139,8 +161,12 @@ impl ControlHandler for Handlers {
                 Ok(json!({"cores": n}))
             }
             "ledger/get" => {
-                let only = parse::<PeerParams>(params)?.npub.map(|n| key_of(&n)).transpose()?;
-                self.look(move |node, store| view::ledger(node, store, only.as_deref())).await
+                let only = parse::<PeerParams>(params)?
+                    .npub
+                    .map(|n| key_of(&n))
+                    .transpose()?;
+                self.look(move |node, store| view::ledger(node, store, only.as_deref()))
+                    .await
             }
             "proof/export" => self.proof(&parse::<IdParams>(params)?.id).await,
             "journal/read" => self.journal(params).await,
@@ -152,17 +178,28 @@ impl ControlHandler for Handlers {
 impl Handlers {
     async fn ask(&self, params: AskParams) -> Result<Value, ControlError> {
         let mut seed = [0u8; 8];
-        getrandom::fill(&mut seed).map_err(|e| ControlError::new("entropy_unavailable", e.to_string(), "restart the machine's random source", 1))?;
-        let fingerprint = canonical::canonical_json(&json!({"skill": params.skill, "input": params.input}))
-            .map(|bytes| canonical::sha256_hex(&bytes))
-            .map_err(|e| bad_input("input_invalid", e.to_string()))?;
+        getrandom::fill(&mut seed).map_err(|e| {
+            ControlError::new(
+                "entropy_unavailable",
+                e.to_string(),
+                "restart the machine's random source",
+                1,
+            )
+        })?;
+        let fingerprint =
+            canonical::canonical_json(&json!({"skill": params.skill, "input": params.input}))
+                .map(|bytes| canonical::sha256_hex(&bytes))
+                .map_err(|e| bad_input("input_invalid", e.to_string()))?;
         let known = skills::catalog().iter().any(|s| s.id == params.skill);
         let input = match known {
-            true => skills::complete_input(&params.skill, &params.input, u64::from_be_bytes(seed)).map_err(|e| bad_input(e.code(), e.to_string()))?,
+            true => skills::complete_input(&params.skill, &params.input, u64::from_be_bytes(seed))
+                .map_err(|e| bad_input(e.code(), e.to_string()))?,
             false => params.input,
         };
         let plan = match known {
-            true => Some(inbox::plan(&params.skill, &input).map_err(|e| bad_input(&e.code, e.message))?),
+            true => Some(
+                inbox::plan(&params.skill, &input).map_err(|e| bad_input(&e.code, e.message))?,
+            ),
             false => None,
         };
         let route = match (params.peer, params.pool) {
@@ -171,11 +208,22 @@ impl Handlers {
             (None, Some(pool)) => Route::Pool(pool),
             (None, None) => match self.config.pools.first() {
                 Some(pool) => Route::Pool(pool.clone()),
-                None => return Err(bad_input("pool_missing", "this node has joined no pool: name a peer with --peer".into())),
+                None => {
+                    return Err(bad_input(
+                        "pool_missing",
+                        "this node has joined no pool: name a peer with --peer".into(),
+                    ));
+                }
             },
         };
         if plan.is_none() && matches!(route, Route::Pool(_)) {
-            return Err(bad_input("skill_unknown", format!("this node does not know the skill {}: name a peer with --peer", params.skill)));
+            return Err(bad_input(
+                "skill_unknown",
+                format!(
+                    "this node does not know the skill {}: name a peer with --peer",
+                    params.skill
+                ),
+            ));
         }
         let ask = Ask {
             skill: params.skill,
@@ -183,13 +231,21 @@ impl Handlers {
             plan,
             route,
             max_price_mc: params.max_price_mc,
-            deadline_ms: params.deadline_s.unwrap_or(self.config.market.deadline_s).saturating_mul(1000),
+            deadline_ms: params
+                .deadline_s
+                .unwrap_or(self.config.market.deadline_s)
+                .saturating_mul(1000),
             key: params.key.clone(),
             fingerprint,
             critical: params.critical,
         };
         let Answer::Task(id) = self.command(Input::Ask(Box::new(ask))).await? else {
-            return Err(ControlError::new("internal", "the loop gave no task", "report this", 1));
+            return Err(ControlError::new(
+                "internal",
+                "the loop gave no task",
+                "report this",
+                1,
+            ));
         };
         let mut answer = self.task(&id).await?;
         if let Some(object) = answer.as_object_mut() {
@@ -200,7 +256,9 @@ impl Handlers {
 
     async fn task(&self, id: &str) -> Result<Value, ControlError> {
         let id = id.to_owned();
-        self.look(move |node, store| view::task(node, store, &id)).await?.ok_or_else(unknown_task)
+        self.look(move |node, store| view::task(node, store, &id))
+            .await?
+            .ok_or_else(unknown_task)
     }
 
     async fn wait(&self, id: &str, notify: &NotifySender) -> Result<Value, ControlError> {
@@ -235,7 +293,12 @@ impl Handlers {
                 match tokio::time::timeout(Duration::from_secs(5), changed.recv()).await {
                     Ok(Ok(task)) if task != id => {}
                     Ok(Err(broadcast::error::RecvError::Closed)) => {
-                        return Err(ControlError::new("node_stopping", "the node is going down; the task goes on when it is back", "run `legion wait` again", 5));
+                        return Err(ControlError::new(
+                            "node_stopping",
+                            "the node is going down; the task goes on when it is back",
+                            "run `legion wait` again",
+                            5,
+                        ));
                     }
                     _ => break,
                 }
@@ -244,9 +307,20 @@ impl Handlers {
     }
 
     fn describe(&self, job: &Job) -> String {
-        let reason = job.reason.as_ref().map_or_else(String::new, |r| format!("{}: {}", r.code, r.text));
-        let offline = self.carrier.status().iter().all(|r| !is_connected(&r.state));
-        if offline && job.route != Route::Own { format!("no relay is reachable, everything is queued; {reason}") } else { format!("{}: {reason}", job.state.as_str()) }
+        let reason = job
+            .reason
+            .as_ref()
+            .map_or_else(String::new, |r| format!("{}: {}", r.code, r.text));
+        let offline = self
+            .carrier
+            .status()
+            .iter()
+            .all(|r| !is_connected(&r.state));
+        if offline && job.route != Route::Own {
+            format!("no relay is reachable, everything is queued; {reason}")
+        } else {
+            format!("{}: {reason}", job.state.as_str())
+        }
     }
 
     async fn status(&self) -> Result<Value, ControlError> {
@@ -299,11 +373,22 @@ impl Handlers {
                 Ok(Some(json!({"v": 1, "proof": outcome.proof, "output": result, "units": units, "commitment": job.commitment, "entries": entries})))
             })
             .await?;
-        let mut exported = exported.ok_or_else(|| ControlError::new("proof_missing", "this task has no result with a proof", "`legion task` shows its state", 2))?;
+        let mut exported = exported.ok_or_else(|| {
+            ControlError::new(
+                "proof_missing",
+                "this task has no result with a proof",
+                "`legion task` shows its state",
+                2,
+            )
+        })?;
         // Our own entries are kept unsigned; Ed25519 is deterministic, so signing now gives the signature that was sent.
         if let Some(entries) = exported.get_mut("entries").and_then(Value::as_array_mut) {
             for value in entries {
-                let Ok(mut entry) = serde_json::from_value::<crate::wire::entry::Entry>(value.clone()) else { continue };
+                let Ok(mut entry) =
+                    serde_json::from_value::<crate::wire::entry::Entry>(value.clone())
+                else {
+                    continue;
+                };
                 if entry.sig.is_empty() && entry.key == self.identity.public().ed25519 {
                     if let Ok(bytes) = entry.signing_bytes() {
                         entry.sig = hex::encode(self.identity.sign_proof(&bytes));
@@ -328,22 +413,32 @@ impl Handlers {
     async fn command(&self, input: Input) -> Result<Answer, ControlError> {
         let (answer, said) = oneshot::channel();
         self.mailbox.post(Mail::Command(input, answer));
-        said.await.map_err(|_| stopping())?.map_err(|refused| refusal(&refused))
+        said.await
+            .map_err(|_| stopping())?
+            .map_err(|refused| refusal(&refused))
     }
 
-    async fn look<T: Send + 'static>(&self, look: impl FnOnce(&Node, &Store) -> Result<T, StoreError> + Send + 'static) -> Result<T, ControlError> {
+    async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Node, &Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, ControlError> {
         let (answer, said) = oneshot::channel();
         let ask = Box::new(move |node: &Node, store: &Store| {
             let _ = answer.send(look(node, store));
         });
         self.mailbox.post(Mail::Query(ask));
-        said.await.map_err(|_| stopping())?.map_err(|e| ControlError::new(e.code(), e.to_string(), "see `legion logs`", 1))
+        said.await
+            .map_err(|_| stopping())?
+            .map_err(|e| ControlError::new(e.code(), e.to_string(), "see `legion logs`", 1))
     }
 }
 
 fn is_connected(state: &crate::carrier::RelayState) -> bool {
-    use crate::carrier::RelayState::{Connected, CaughtUp, HistoryGap, SubscriptionRefused};
-    matches!(state, Connected | CaughtUp { .. } | HistoryGap { .. } | SubscriptionRefused { .. })
+    use crate::carrier::RelayState::{CaughtUp, Connected, HistoryGap, SubscriptionRefused};
+    matches!(
+        state,
+        Connected | CaughtUp { .. } | HistoryGap { .. } | SubscriptionRefused { .. }
+    )
 }
 
 /// The answer of `wait` for a task that has ended: its outcome, or an error with the contract's exit code.
@@ -351,16 +446,28 @@ fn finished(job: &Job, done: Value) -> Result<Value, ControlError> {
     if job.state == TaskState::Completed {
         return Ok(done);
     }
-    let reason = job.reason.clone().unwrap_or_else(|| crate::domain::job::Reason::new("failed", "the task failed"));
+    let reason = job
+        .reason
+        .clone()
+        .unwrap_or_else(|| crate::domain::job::Reason::new("failed", "the task failed"));
     let exit = match reason.code.as_str() {
         "no_provider" => 3,
         "deadline_passed" => 4,
         _ => 1,
     };
-    let said: Vec<String> = job.refusals.iter().map(|(peer, r)| format!("{}: {} ({})", npub(peer), r.code, r.text)).collect();
-    let message = if said.is_empty() { reason.text.clone() } else { format!("{}: {}", reason.text, said.join("; ")) };
+    let said: Vec<String> = job
+        .refusals
+        .iter()
+        .map(|(peer, r)| format!("{}: {} ({})", npub(peer), r.code, r.text))
+        .collect();
+    let message = if said.is_empty() {
+        reason.text.clone()
+    } else {
+        format!("{}: {}", reason.text, said.join("; "))
+    };
     let hint = format!("`legion why {}` says why, per peer", job.task);
-    Err(ControlError::new(reason.code, message, hint, exit).about(done.get("task").cloned().unwrap_or(Value::Null)))
+    Err(ControlError::new(reason.code, message, hint, exit)
+        .about(done.get("task").cloned().unwrap_or(Value::Null)))
 }
 
 fn parse<T: serde::de::DeserializeOwned>(params: Value) -> Result<T, ControlError> {
@@ -377,11 +484,21 @@ fn bad_input(code: &str, message: String) -> ControlError {
 }
 
 fn unknown_task() -> ControlError {
-    ControlError::new("task_unknown", "no task with this id is known here", "`legion tasks` lists them", 2)
+    ControlError::new(
+        "task_unknown",
+        "no task with this id is known here",
+        "`legion tasks` lists them",
+        2,
+    )
 }
 
 fn stopping() -> ControlError {
-    ControlError::new("node_stopping", "the node is going down", "start it again with `legion up`", 5)
+    ControlError::new(
+        "node_stopping",
+        "the node is going down",
+        "start it again with `legion up`",
+        5,
+    )
 }
 
 fn refusal(refused: &Refused) -> ControlError {
@@ -389,5 +506,10 @@ fn refusal(refused: &Refused) -> ControlError {
         "store_unavailable" | "task_final" | "not_paused" => 1,
         _ => 2,
     };
-    ControlError::new(refused.code.clone(), refused.message.clone(), "see `legion --help`", exit)
+    ControlError::new(
+        refused.code.clone(),
+        refused.message.clone(),
+        "see `legion --help`",
+        exit,
+    )
 }

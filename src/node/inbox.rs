@@ -42,7 +42,11 @@ pub struct Opener {
 impl Opener {
     /// An opener for this ring.
     pub fn new(keyring: Arc<Keyring>, me: String) -> Self {
-        Self { keyring, bindings: Mutex::default(), me }
+        Self {
+            keyring,
+            bindings: Mutex::default(),
+            me,
+        }
     }
 
     /// Verifies and opens one event.
@@ -66,7 +70,10 @@ impl Opener {
             author: verified.author.to_bytes(),
             rumor: verified.rumor_id.to_bytes(),
             wrap: verified.wrap_id.to_bytes(),
-            expires_s: verified.expires_at_s.unwrap_or(verified.created_at_s + 30 * 86_400) + 86_400,
+            expires_s: verified
+                .expires_at_s
+                .unwrap_or(verified.created_at_s + 30 * 86_400)
+                + 86_400,
             stored: !verified.ephemeral,
             pool: pool.is_some(),
             messages: Vec::new(),
@@ -76,23 +83,39 @@ impl Opener {
         for message in parsed {
             match message {
                 Err(error) => arrival.refused.push(error.code()),
-                Ok(Message { body: Body::Ack(ack), .. }) => acked.extend(ack.rumors),
+                Ok(Message {
+                    body: Body::Ack(ack),
+                    ..
+                }) => acked.extend(ack.rumors),
                 Ok(message) => match self.admit(&verified, message.body, pool.clone(), now_s) {
                     Ok(incoming) => arrival.messages.push(incoming),
                     Err(code) => arrival.refused.push(code),
                 },
             }
         }
-        Ok(Opened { author: verified.author, acked, arrival })
+        Ok(Opened {
+            author: verified.author,
+            acked,
+            arrival,
+        })
     }
 
     fn is_reply_key(&self, to: &str, task: &str) -> bool {
         PublicKey::from_hex(to).is_ok_and(|key| {
-            self.keyring.inboxes().iter().any(|(k, inbox)| *k == key && matches!(inbox, Inbox::Task(t) if t == task))
+            self.keyring
+                .inboxes()
+                .iter()
+                .any(|(k, inbox)| *k == key && matches!(inbox, Inbox::Task(t) if t == task))
         })
     }
 
-    fn admit(&self, verified: &Verified, body: Body, pool: Option<String>, now_s: u64) -> Result<Incoming, Code> {
+    fn admit(
+        &self,
+        verified: &Verified,
+        body: Body,
+        pool: Option<String>,
+        now_s: u64,
+    ) -> Result<Incoming, Code> {
         let public = matches!(body, Body::Ad(_) | Body::Offer(_) | Body::Withdraw(_));
         if pool.is_some() && !public {
             return Err("pool_private");
@@ -114,7 +137,13 @@ impl Opener {
             Body::Award(award) | Body::Request(award) => Some(plan(&award.skill, &award.input)),
             _ => None,
         };
-        Ok(Incoming { from: verified.author.to_hex(), body, pool, plan, keys })
+        Ok(Incoming {
+            from: verified.author.to_hex(),
+            body,
+            pool,
+            plan,
+            keys,
+        })
     }
 
     fn bound(&self, author: PublicKey, binding: &Binding, now_s: u64) -> Result<BoundKeys, Code> {
@@ -160,7 +189,10 @@ fn binding_of(body: &Body) -> Option<&Binding> {
 /// What a skill says of an input, as the decisions need it.
 pub fn plan(skill: &str, input: &serde_json::Value) -> Result<PlanFacts, Refused> {
     labor::skills::plan(skill, input)
-        .map(|plan| PlanFacts { units: plan.units, output_bytes_max: plan.output_bytes_max })
+        .map(|plan| PlanFacts {
+            units: plan.units,
+            output_bytes_max: plan.output_bytes_max,
+        })
         .map_err(|e| Refused::new(e.code(), e.to_string()))
 }
 
@@ -196,7 +228,11 @@ struct Reach {
 impl Reach {
     /// Whether every connected relay has been read to its end since `generation`.
     fn caught_up(&self, generation: u64) -> bool {
-        !self.connected.is_empty() && self.connected.values().all(|at| at.is_some_and(|at| at >= generation))
+        !self.connected.is_empty()
+            && self
+                .connected
+                .values()
+                .all(|at| at.is_some_and(|at| at >= generation))
     }
 }
 
@@ -242,8 +278,22 @@ pub async fn run(
                 }
                 other => {
                     // What was read before a state change is let in before it is told.
-                    forward(&opener, std::mem::take(&mut chunk), &mailbox, &delivery, &counters, &mut recent).await;
-                    tell(other, &mut reach, &mailbox, &delivery, generation.load(std::sync::atomic::Ordering::SeqCst));
+                    forward(
+                        &opener,
+                        std::mem::take(&mut chunk),
+                        &mailbox,
+                        &delivery,
+                        &counters,
+                        &mut recent,
+                    )
+                    .await;
+                    tell(
+                        other,
+                        &mut reach,
+                        &mailbox,
+                        &delivery,
+                        generation.load(std::sync::atomic::Ordering::SeqCst),
+                    );
                 }
             }
         }
@@ -267,15 +317,26 @@ async fn forward(
     let half = chunk.len().div_ceil(2);
     let mut halves = chunk.into_iter();
     let (left, right): (Vec<_>, Vec<_>) = (halves.by_ref().take(half).collect(), halves.collect());
-    let (left, right) = (open_all(opener.clone(), left, now_s), open_all(opener.clone(), right, now_s));
-    let (left, right) = (left.await.unwrap_or_default(), right.await.unwrap_or_default());
+    let (left, right) = (
+        open_all(opener.clone(), left, now_s),
+        open_all(opener.clone(), right, now_s),
+    );
+    let (left, right) = (
+        left.await.unwrap_or_default(),
+        right.await.unwrap_or_default(),
+    );
     for (id, outcome) in left.into_iter().chain(right) {
         match outcome {
             Ok(opened) => {
                 if !opened.acked.is_empty() {
-                    let _ = delivery.send(Tell::Acked { from: opened.author, rumors: opened.acked });
+                    let _ = delivery.send(Tell::Acked {
+                        from: opened.author,
+                        rumors: opened.acked,
+                    });
                 }
-                mailbox.deliver(Mail::Arrival(Box::new(opened.arrival))).await;
+                mailbox
+                    .deliver(Mail::Arrival(Box::new(opened.arrival)))
+                    .await;
             }
             Err(code) => {
                 // A tampered copy must not shadow the real event of the same id.
@@ -289,7 +350,11 @@ async fn forward(
     }
 }
 
-fn open_all(opener: Arc<Opener>, events: Vec<Box<Event>>, now_s: u64) -> tokio::task::JoinHandle<Vec<(EventId, Result<Opened, Code>)>> {
+fn open_all(
+    opener: Arc<Opener>,
+    events: Vec<Box<Event>>,
+    now_s: u64,
+) -> tokio::task::JoinHandle<Vec<(EventId, Result<Opened, Code>)>> {
     tokio::task::spawn_blocking(move || {
         let mut opened = Vec::with_capacity(events.len());
         for event in &events {
@@ -299,10 +364,24 @@ fn open_all(opener: Arc<Opener>, events: Vec<Box<Event>>, now_s: u64) -> tokio::
     })
 }
 
-fn tell(event: CarrierEvent, reach: &mut Reach, mailbox: &Mailbox, delivery: &mpsc::UnboundedSender<Tell>, generation: u64) {
+fn tell(
+    event: CarrierEvent,
+    reach: &mut Reach,
+    mailbox: &Mailbox,
+    delivery: &mpsc::UnboundedSender<Tell>,
+    generation: u64,
+) {
     match event {
-        CarrierEvent::Published { event_id, relay, outcome } => {
-            let _ = delivery.send(Tell::Published { event_id, relay, outcome });
+        CarrierEvent::Published {
+            event_id,
+            relay,
+            outcome,
+        } => {
+            let _ = delivery.send(Tell::Published {
+                event_id,
+                relay,
+                outcome,
+            });
         }
         CarrierEvent::Relay { url, state } => match state {
             RelayState::Connected => {
@@ -320,15 +399,22 @@ fn tell(event: CarrierEvent, reach: &mut Reach, mailbox: &Mailbox, delivery: &mp
                     mailbox.post(Mail::Fact(Input::CaughtUp { online: true }));
                 }
             }
-            RelayState::Disconnected { reason, retry_in_ms } => {
+            RelayState::Disconnected {
+                reason,
+                retry_in_ms,
+            } => {
                 tracing::warn!(relay = &*url, reason, retry_in_ms, "disconnected");
                 let was = reach.connected.remove(&url).is_some();
                 if was && reach.connected.is_empty() {
                     mailbox.post(Mail::Fact(Input::CaughtUp { online: false }));
                 }
             }
-            RelayState::SubscriptionRefused { message, .. } => tracing::warn!(relay = &*url, message, "subscription refused"),
-            RelayState::HistoryGap { at_s, .. } => tracing::warn!(relay = &*url, at_s, "the relay hides part of its history"),
+            RelayState::SubscriptionRefused { message, .. } => {
+                tracing::warn!(relay = &*url, message, "subscription refused")
+            }
+            RelayState::HistoryGap { at_s, .. } => {
+                tracing::warn!(relay = &*url, at_s, "the relay hides part of its history")
+            }
             RelayState::Connecting => {}
         },
         CarrierEvent::Arrived { .. } => {}

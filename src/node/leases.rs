@@ -16,7 +16,9 @@ use super::results::{compare, finish, precheck, root_of};
 use crate::domain::step::{Findings, Input, LaborNews};
 use crate::labor::frames::Units;
 use crate::labor::skills;
-use crate::labor::supervisor::{StartJob, Supervisor, SupervisorConfig, SupervisorHandle, WorkerClass, WorkerEvent};
+use crate::labor::supervisor::{
+    StartJob, Supervisor, SupervisorConfig, SupervisorHandle, WorkerClass, WorkerEvent,
+};
 use crate::wire::proof::Evidence;
 
 /// How workers are run.
@@ -41,9 +43,19 @@ pub struct LaborSettings {
 }
 
 enum Job {
-    Work { key: String, skill: String, input: Value, commitment: String },
+    Work {
+        key: String,
+        skill: String,
+        input: Value,
+        commitment: String,
+    },
     Check(Box<CheckOrder>),
-    Evidence { key: String, skill: String, profile: String, ours: Vec<u8> },
+    Evidence {
+        key: String,
+        skill: String,
+        profile: String,
+        ours: Vec<u8>,
+    },
 }
 
 struct Station {
@@ -75,7 +87,15 @@ impl Leases {
         status: Arc<std::sync::Mutex<Option<String>>>,
         mut cores: tokio::sync::watch::Receiver<u32>,
     ) {
-        let mut this = Self { settings, mailbox, foreign: None, own: None, next: 1, stop_after: Vec::new(), status };
+        let mut this = Self {
+            settings,
+            mailbox,
+            foreign: None,
+            own: None,
+            next: 1,
+            stop_after: Vec::new(),
+            status,
+        };
         let (mut foreign_events, mut own_events): (Option<Events>, Option<Events>) = (None, None);
         loop {
             tokio::select! {
@@ -97,23 +117,40 @@ impl Leases {
     }
 
     fn station(&mut self, own: bool, events: &mut Option<Events>) -> Option<&mut Station> {
-        let slot = if own { &mut self.own } else { &mut self.foreign };
+        let slot = if own {
+            &mut self.own
+        } else {
+            &mut self.foreign
+        };
         if slot.is_none() {
             let config = SupervisorConfig {
                 program: self.settings.program.clone(),
                 args: vec!["worker".into()],
-                class: if own { WorkerClass::Own } else { WorkerClass::Foreign },
+                class: if own {
+                    WorkerClass::Own
+                } else {
+                    WorkerClass::Foreign
+                },
                 threads: self.settings.threads,
                 memory_limit_bytes: self.settings.memory_limit_bytes,
                 hang_timeout_ms: self.settings.hang_timeout_ms,
-                scratch_dir: self.settings.scratch.join(if own { "own" } else { "foreign" }),
+                scratch_dir: self
+                    .settings
+                    .scratch
+                    .join(if own { "own" } else { "foreign" }),
             };
             match Supervisor::start(config) {
                 Ok((handle, receiver)) => {
                     *events = Some(receiver);
-                    *slot = Some(Station { handle, profile: String::new(), jobs: HashMap::new() });
+                    *slot = Some(Station {
+                        handle,
+                        profile: String::new(),
+                        jobs: HashMap::new(),
+                    });
                 }
-                Err(error) => tracing::error!(code = error.code(), "no worker can be started: {error}"),
+                Err(error) => {
+                    tracing::error!(code = error.code(), "no worker can be started: {error}")
+                }
             }
         }
         slot.as_mut()
@@ -121,8 +158,19 @@ impl Leases {
 
     fn obey(&mut self, order: Order, foreign: &mut Option<Events>, own: &mut Option<Events>) {
         match order {
-            Order::Start { key, skill, input, commitment, checkpoint, foreign: is_foreign } => {
-                let running = [&self.foreign, &self.own].into_iter().flatten().any(|s| s.jobs.values().any(|j| matches!(j, Job::Work { key: k, .. } if *k == key)));
+            Order::Start {
+                key,
+                skill,
+                input,
+                commitment,
+                checkpoint,
+                foreign: is_foreign,
+            } => {
+                let running = [&self.foreign, &self.own].into_iter().flatten().any(|s| {
+                    s.jobs
+                        .values()
+                        .any(|j| matches!(j, Job::Work { key: k, .. } if *k == key))
+                });
                 if running {
                     return;
                 }
@@ -130,27 +178,67 @@ impl Leases {
                     0 => skills::plan(&skill, &input).map_or(8, |plan| plan.units_per_checkpoint),
                     n => n,
                 };
-                let job = Job::Work { key: key.clone(), skill: skill.clone(), input: input.clone(), commitment };
-                let start = StartJob { job: 0, skill, input, units: Units::All, threads: 0, foreign: is_foreign, checkpoint, checkpoint_every_units: every };
+                let job = Job::Work {
+                    key: key.clone(),
+                    skill: skill.clone(),
+                    input: input.clone(),
+                    commitment,
+                };
+                let start = StartJob {
+                    job: 0,
+                    skill,
+                    input,
+                    units: Units::All,
+                    threads: 0,
+                    foreign: is_foreign,
+                    checkpoint,
+                    checkpoint_every_units: every,
+                };
                 let events = if is_foreign { foreign } else { own };
                 if !self.launch(!is_foreign, events, start, job) {
-                    self.news(key, LaborNews::Lost { code: "worker_start".into() });
+                    self.news(
+                        key,
+                        LaborNews::Lost {
+                            code: "worker_start".into(),
+                        },
+                    );
                 }
             }
-            Order::SoftStop { key, after_checkpoint } => self.soft_stop(&key, after_checkpoint),
+            Order::SoftStop {
+                key,
+                after_checkpoint,
+            } => self.soft_stop(&key, after_checkpoint),
             Order::Check(order) => self.check(*order, own),
-            Order::Evidence { key, skill, input, units, unit_count, evidence, profile } => {
-                self.evidence(own, key, skill, input, &units, unit_count, &evidence, profile);
+            Order::Evidence {
+                key,
+                skill,
+                input,
+                units,
+                unit_count,
+                evidence,
+                profile,
+            } => {
+                self.evidence(
+                    own, key, skill, input, &units, unit_count, &evidence, profile,
+                );
             }
             _ => {}
         }
     }
 
-    fn launch(&mut self, own: bool, events: &mut Option<Events>, mut start: StartJob, job: Job) -> bool {
+    fn launch(
+        &mut self,
+        own: bool,
+        events: &mut Option<Events>,
+        mut start: StartJob,
+        job: Job,
+    ) -> bool {
         let number = self.next;
         self.next += 1;
         start.job = number;
-        let Some(station) = self.station(own, events) else { return false };
+        let Some(station) = self.station(own, events) else {
+            return false;
+        };
         if station.handle.start(start).is_err() {
             return false;
         }
@@ -173,7 +261,12 @@ impl Leases {
             }
         }
         // It was never started, or has ended in the meantime.
-        self.news(key.to_owned(), LaborNews::Lost { code: "worker_idle".into() });
+        self.news(
+            key.to_owned(),
+            LaborNews::Lost {
+                code: "worker_idle".into(),
+            },
+        );
     }
 
     fn news(&self, key: String, news: LaborNews) {
@@ -181,11 +274,19 @@ impl Leases {
     }
 
     async fn hear(&mut self, own: bool, event: Option<WorkerEvent>) {
-        let slot = if own { &mut self.own } else { &mut self.foreign };
+        let slot = if own {
+            &mut self.own
+        } else {
+            &mut self.foreign
+        };
         let Some(event) = event else {
             // The supervisor is gone with all its jobs; the next order starts another.
-            let lost: Vec<Job> = slot.take().map(|s| s.jobs.into_values().collect()).unwrap_or_default();
-            lost.into_iter().for_each(|job| self.lost(job, "worker_exited"));
+            let lost: Vec<Job> = slot
+                .take()
+                .map(|s| s.jobs.into_values().collect())
+                .unwrap_or_default();
+            lost.into_iter()
+                .for_each(|job| self.lost(job, "worker_exited"));
             return;
         };
         let Some(station) = slot.as_mut() else { return };
@@ -197,14 +298,22 @@ impl Leases {
                     *status = Some(profile);
                 }
             }
-            WorkerEvent::Progress { job, units_done, .. } => {
+            WorkerEvent::Progress {
+                job, units_done, ..
+            } => {
                 if let Some(Job::Work { key, .. }) = station.jobs.get(&job) {
                     let key = key.clone();
                     self.news(key, LaborNews::Progress { units_done });
                 }
             }
-            WorkerEvent::Checkpoint { job, units_done, bytes } => {
-                let Some(Job::Work { key, .. }) = station.jobs.get(&job) else { return };
+            WorkerEvent::Checkpoint {
+                job,
+                units_done,
+                bytes,
+            } => {
+                let Some(Job::Work { key, .. }) = station.jobs.get(&job) else {
+                    return;
+                };
                 let key = key.clone();
                 if let Some(at) = self.stop_after.iter().position(|k| *k == key) {
                     self.stop_after.swap_remove(at);
@@ -212,17 +321,39 @@ impl Leases {
                 }
                 self.news(key, LaborNews::Checkpoint { units_done, bytes });
             }
-            WorkerEvent::CheckpointRefused { job, code, message } => tracing::warn!(job, code, message, "the checkpoint is of no use: from the first unit"),
-            WorkerEvent::Done { job, units, executed_units, resumed_from } => {
+            WorkerEvent::CheckpointRefused { job, code, message } => tracing::warn!(
+                job,
+                code,
+                message,
+                "the checkpoint is of no use: from the first unit"
+            ),
+            WorkerEvent::Done {
+                job,
+                units,
+                executed_units,
+                resumed_from,
+            } => {
                 let profile = station.profile.clone();
                 if let Some(done) = station.jobs.remove(&job) {
                     self.done(done, units, executed_units, resumed_from, profile);
                 }
             }
-            WorkerEvent::Stopped { job, checkpoint, units_done, executed_units } => {
+            WorkerEvent::Stopped {
+                job,
+                checkpoint,
+                units_done,
+                executed_units,
+            } => {
                 if let Some(Job::Work { key, .. }) = station.jobs.remove(&job) {
                     self.stop_after.retain(|k| *k != key);
-                    self.news(key, LaborNews::Stopped { units_done, bytes: checkpoint, executed: executed_units });
+                    self.news(
+                        key,
+                        LaborNews::Stopped {
+                            units_done,
+                            bytes: checkpoint,
+                            executed: executed_units,
+                        },
+                    );
                 }
             }
             WorkerEvent::Failed { job, code, message } => match station.jobs.remove(&job) {
@@ -230,7 +361,11 @@ impl Leases {
                 Some(other) => self.lost(other, &code),
                 None => {}
             },
-            WorkerEvent::Exited { jobs, code, message } => {
+            WorkerEvent::Exited {
+                jobs,
+                code,
+                message,
+            } => {
                 tracing::warn!(code, message, "a worker is gone");
                 let lost: Vec<Job> = jobs.iter().filter_map(|j| station.jobs.remove(j)).collect();
                 lost.into_iter().for_each(|job| self.lost(job, code));
@@ -242,47 +377,97 @@ impl Leases {
         match job {
             Job::Work { key, .. } => {
                 self.stop_after.retain(|k| *k != key);
-                self.news(key, LaborNews::Lost { code: code.to_owned() });
+                self.news(
+                    key,
+                    LaborNews::Lost {
+                        code: code.to_owned(),
+                    },
+                );
             }
             // What cannot be recomputed is not verified, and said so.
             Job::Check(order) => {
-                let findings = Findings { assurance: "schema".into(), input: true, output: true, schema: Some(true), units_checked: 0, fault: None };
+                let findings = Findings {
+                    assurance: "schema".into(),
+                    input: true,
+                    output: true,
+                    schema: Some(true),
+                    units_checked: 0,
+                    fault: None,
+                };
                 self.checked(&order, findings);
             }
-            Job::Evidence { key, .. } => self.mailbox.post(Mail::Fact(Input::EvidenceChecked { key, holds: false })),
+            Job::Evidence { key, .. } => self
+                .mailbox
+                .post(Mail::Fact(Input::EvidenceChecked { key, holds: false })),
         }
     }
 
-    fn done(&mut self, job: Job, units: Vec<Vec<u8>>, executed: u32, resumed_from: u32, profile: String) {
+    fn done(
+        &mut self,
+        job: Job,
+        units: Vec<Vec<u8>>,
+        executed: u32,
+        resumed_from: u32,
+        profile: String,
+    ) {
         match job {
-            Job::Work { key, skill, input, commitment } => {
+            Job::Work {
+                key,
+                skill,
+                input,
+                commitment,
+            } => {
                 let mut parts = key.split('/').skip(1);
                 let task = parts.next().unwrap_or_default();
                 let award_no = parts.next().and_then(|n| n.parse().ok()).unwrap_or(0);
                 let root = root_of(task, award_no, &self.settings.me, &commitment, &units);
-                let news = finish(&skill, &input, &units, root, executed, resumed_from, profile);
+                let news = finish(
+                    &skill,
+                    &input,
+                    &units,
+                    root,
+                    executed,
+                    resumed_from,
+                    profile,
+                );
                 self.news(key, news);
             }
             Job::Check(order) => {
                 let findings = compare(&order, &units, &profile);
                 self.checked(&order, findings);
             }
-            Job::Evidence { key, skill, profile: claimed, ours } => {
-                let agrees = units.first().is_some_and(|unit| skills::compare(&skill, &claimed, &profile, &ours, unit));
-                self.mailbox.post(Mail::Fact(Input::EvidenceChecked { key, holds: !agrees }));
+            Job::Evidence {
+                key,
+                skill,
+                profile: claimed,
+                ours,
+            } => {
+                let agrees = units
+                    .first()
+                    .is_some_and(|unit| skills::compare(&skill, &claimed, &profile, &ours, unit));
+                self.mailbox.post(Mail::Fact(Input::EvidenceChecked {
+                    key,
+                    holds: !agrees,
+                }));
             }
         }
     }
 
     fn checked(&self, order: &CheckOrder, findings: Findings) {
-        self.mailbox.post(Mail::Fact(Input::Checked { task: order.task.clone(), award_no: order.award_no, findings }));
+        self.mailbox.post(Mail::Fact(Input::Checked {
+            task: order.task.clone(),
+            award_no: order.award_no,
+            findings,
+        }));
     }
 
     /// First what needs no computing: commitment, hashes, root, aggregate, shape. Then the sample, in the own worker.
     fn check(&mut self, order: CheckOrder, own: &mut Option<Events>) {
         match precheck(&order) {
             Err(findings) => self.checked(&order, findings),
-            Ok(findings) if order.sample.is_empty() || !cfg!(feature = "labor") => self.checked(&order, findings),
+            Ok(findings) if order.sample.is_empty() || !cfg!(feature = "labor") => {
+                self.checked(&order, findings)
+            }
             Ok(findings) => {
                 let start = StartJob {
                     job: 0,
@@ -302,18 +487,53 @@ impl Leases {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn evidence(&mut self, own: &mut Option<Events>, key: String, skill: String, input: Value, units: &[u8], unit_count: u32, evidence: &Evidence, profile: String) {
-        let index = evidence.unit.filter(|unit| *unit < unit_count && evidence.code == "unit_mismatch");
+    fn evidence(
+        &mut self,
+        own: &mut Option<Events>,
+        key: String,
+        skill: String,
+        input: Value,
+        units: &[u8],
+        unit_count: u32,
+        evidence: &Evidence,
+        profile: String,
+    ) {
+        let index = evidence
+            .unit
+            .filter(|unit| *unit < unit_count && evidence.code == "unit_mismatch");
         let size = units.len().checked_div(unit_count as usize).unwrap_or(0);
-        let ours = index.and_then(|unit| units.get(unit as usize * size..(unit as usize + 1) * size)).map(<[u8]>::to_vec);
+        let ours = index
+            .and_then(|unit| units.get(unit as usize * size..(unit as usize + 1) * size))
+            .map(<[u8]>::to_vec);
         let (Some(unit), Some(ours)) = (index, ours) else {
             // Any other fault would be one of our own making, which we can rule out: the result was put together here.
-            self.mailbox.post(Mail::Fact(Input::EvidenceChecked { key, holds: false }));
+            self.mailbox
+                .post(Mail::Fact(Input::EvidenceChecked { key, holds: false }));
             return;
         };
-        let start = StartJob { job: 0, skill: skill.clone(), input, units: Units::Only(vec![unit]), threads: 0, foreign: false, checkpoint: None, checkpoint_every_units: 0 };
-        if !self.launch(true, own, start, Job::Evidence { key: key.clone(), skill, profile, ours }) {
-            self.mailbox.post(Mail::Fact(Input::EvidenceChecked { key, holds: false }));
+        let start = StartJob {
+            job: 0,
+            skill: skill.clone(),
+            input,
+            units: Units::Only(vec![unit]),
+            threads: 0,
+            foreign: false,
+            checkpoint: None,
+            checkpoint_every_units: 0,
+        };
+        if !self.launch(
+            true,
+            own,
+            start,
+            Job::Evidence {
+                key: key.clone(),
+                skill,
+                profile,
+                ours,
+            },
+        ) {
+            self.mailbox
+                .post(Mail::Fact(Input::EvidenceChecked { key, holds: false }));
         }
     }
 }

@@ -102,28 +102,58 @@ impl Presence {
     }
 
     fn drain(&self) {
-        self.generation.store(self.carrier.drain(), Ordering::SeqCst);
+        self.generation
+            .store(self.carrier.drain(), Ordering::SeqCst);
     }
 
     /// Own inbox, the one-time key of every open auction, and each pool's key of yesterday, today and tomorrow.
     fn subscribe(&self, tasks: &BTreeMap<String, u64>) {
         let own = self.identity.nostr();
         let now_s = clock::now_ms() / 1000;
-        let mut specs = vec![InboxSpec { pubkey: own.public_key(), since_s: self.read_until_s, auth: Some(own.clone()), stored: true, ephemeral: true }];
+        let mut specs = vec![InboxSpec {
+            pubkey: own.public_key(),
+            since_s: self.read_until_s,
+            auth: Some(own.clone()),
+            stored: true,
+            ephemeral: true,
+        }];
         let mut held: Vec<PublicKey> = vec![own.public_key()];
         for (task, since_s) in tasks {
-            let Ok(keys) = self.identity.reply_key(task) else { continue };
+            let Ok(keys) = self.identity.reply_key(task) else {
+                continue;
+            };
             held.push(keys.public_key());
-            specs.push(InboxSpec { pubkey: keys.public_key(), since_s: *since_s, auth: Some(keys.clone()), stored: true, ephemeral: false });
+            specs.push(InboxSpec {
+                pubkey: keys.public_key(),
+                since_s: *since_s,
+                auth: Some(keys.clone()),
+                stored: true,
+                ephemeral: false,
+            });
             self.keyring.insert(keys, Inbox::Task(task.clone()), 0);
         }
         let today = utc_day(now_s);
         for (name, secret) in &self.pools {
             for utc_day in [today.saturating_sub(1), today, today + 1] {
-                let Ok(keys) = secret.day_keys(utc_day) else { continue };
+                let Ok(keys) = secret.day_keys(utc_day) else {
+                    continue;
+                };
                 held.push(keys.public_key());
-                specs.push(InboxSpec { pubkey: keys.public_key(), since_s: now_s, auth: Some(keys.clone()), stored: true, ephemeral: true });
-                self.keyring.insert(keys, Inbox::Pool { name: name.clone(), utc_day }, self.pool_pow_bits);
+                specs.push(InboxSpec {
+                    pubkey: keys.public_key(),
+                    since_s: now_s,
+                    auth: Some(keys.clone()),
+                    stored: true,
+                    ephemeral: true,
+                });
+                self.keyring.insert(
+                    keys,
+                    Inbox::Pool {
+                        name: name.clone(),
+                        utc_day,
+                    },
+                    self.pool_pow_bits,
+                );
             }
         }
         for (key, _) in self.keyring.inboxes() {
@@ -144,21 +174,40 @@ impl Presence {
         let pools: Vec<String> = self.pools.keys().cloned().collect();
         self.mailbox.post(Mail::Query(Box::new(move |node, _| {
             let now = clock::now_ms();
-            let queue = node.work().values().filter(|w| matches!(w.stage, Stage::Queued | Stage::Running | Stage::Hibernating)).count();
+            let queue = node
+                .work()
+                .values()
+                .filter(|w| matches!(w.stage, Stage::Queued | Stage::Running | Stage::Hibernating))
+                .count();
             let ad = Ad {
                 lct: policy.lct.clone(),
                 binding: policy.binding.clone(),
                 relays: policy.relays.clone(),
-                skills: policy.skills.iter().map(|s| AdSkill { id: s.id.clone(), unit_price_mc: s.unit_price_mc }).collect(),
+                skills: policy
+                    .skills
+                    .iter()
+                    .map(|s| AdSkill {
+                        id: s.id.clone(),
+                        unit_price_mc: s.unit_price_mc,
+                    })
+                    .collect(),
                 queue: queue as u32,
                 paused: node.owner().paused.is_some(),
                 expires_ms: now + policy.ad_ttl_ms,
             };
             for pool in pools {
-                let send = Send { to: Addressee::Pool(pool), body: Body::Ad(Box::new(ad.clone())), ephemeral: false, relays: Vec::new(), expires_ms: ad.expires_ms };
-                let _ = delivery.send(Tell::Order(Order::Try(Parcel { sends: vec![send], created_s: now / 1000 })));
+                let send = Send {
+                    to: Addressee::Pool(pool),
+                    body: Body::Ad(Box::new(ad.clone())),
+                    ephemeral: false,
+                    relays: Vec::new(),
+                    expires_ms: ad.expires_ms,
+                };
+                let _ = delivery.send(Tell::Order(Order::Try(Parcel {
+                    sends: vec![send],
+                    created_s: now / 1000,
+                })));
             }
         })));
     }
 }
-

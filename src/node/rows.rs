@@ -65,9 +65,15 @@ pub fn apply(txn: &mut Txn<'_>, me: &str, now: Ms, change: &Change) -> Result<()
             for name in ["input", "units", "output"] {
                 txn.delete(Table::Payloads, &owned_key(&task_key(key), name.as_bytes()))?;
             }
-            if owner.is_empty() { Ok(()) } else { txn.checkpoint_drop(owner.as_bytes()) }
+            if owner.is_empty() {
+                Ok(())
+            } else {
+                txn.checkpoint_drop(owner.as_bytes())
+            }
         }
-        Change::Journal { kind, task, body } => txn.journal_append(now, kind, task.as_deref(), body).map(drop),
+        Change::Journal { kind, task, body } => txn
+            .journal_append(now, kind, task.as_deref(), body)
+            .map(drop),
     }
 }
 
@@ -90,15 +96,30 @@ fn put(txn: &mut Txn<'_>, me: &str, row: &Row) -> Result<(), StoreError> {
         Row::Entry(entry) => {
             let hash = entry.hash().unwrap_or_default();
             let rest = format!("{}/{:08}/{hash}", entry.author, entry.seq);
-            txn.put(Table::History, &owned_key(&entry_owner(me, entry), rest.as_bytes()), entry.as_ref())
+            txn.put(
+                Table::History,
+                &owned_key(&entry_owner(me, entry), rest.as_bytes()),
+                entry.as_ref(),
+            )
         }
-        Row::Key { key, task, fingerprint, expires_ms } => {
-            let row = KeyRow { task: task.clone(), fingerprint: fingerprint.clone(), expires_ms: *expires_ms };
+        Row::Key {
+            key,
+            task,
+            fingerprint,
+            expires_ms,
+        } => {
+            let row = KeyRow {
+                task: task.clone(),
+                fingerprint: fingerprint.clone(),
+                expires_ms: *expires_ms,
+            };
             txn.put(Table::Keys, key.as_bytes(), &row)
         }
         Row::Payload { owner, name, bytes } => txn.payload_put(&task_key(owner), name, bytes),
         Row::Checkpoint { owner, bytes, .. } => {
-            let newest = txn.checkpoint_newest(owner.as_bytes())?.map_or(0, |(generation, _)| generation);
+            let newest = txn
+                .checkpoint_newest(owner.as_bytes())?
+                .map_or(0, |(generation, _)| generation);
             txn.checkpoint_put(owner.as_bytes(), newest + 1, bytes)
         }
         Row::Mark(mark) => txn.put(Table::Marks, mark.owner.as_bytes(), mark),
@@ -106,7 +127,13 @@ fn put(txn: &mut Txn<'_>, me: &str, row: &Row) -> Result<(), StoreError> {
     }
 }
 
-fn put_task<T: Serialize>(txn: &mut Txn<'_>, key: &[u8], row: &T, live: bool, ended_ms: Ms) -> Result<(), StoreError> {
+fn put_task<T: Serialize>(
+    txn: &mut Txn<'_>,
+    key: &[u8],
+    row: &T,
+    live: bool,
+    ended_ms: Ms,
+) -> Result<(), StoreError> {
     txn.put(Table::Tasks, key, row)?;
     if live {
         txn.live_insert(Table::Tasks, key)
@@ -123,9 +150,21 @@ pub fn load(view: &View) -> Result<Vec<Row>, StoreError> {
     if let Some(owner) = view.get::<OwnerState>(Table::Meta, OWNER)? {
         rows.push(Row::Owner(owner));
     }
-    rows.extend(every::<Peer>(view, Table::Peers)?.into_iter().map(|p| Row::Peer(Box::new(p))));
-    rows.extend(every::<Account>(view, Table::Accounts)?.into_iter().map(Row::Account));
-    rows.extend(every::<Mark>(view, Table::Marks)?.into_iter().map(Row::Mark));
+    rows.extend(
+        every::<Peer>(view, Table::Peers)?
+            .into_iter()
+            .map(|p| Row::Peer(Box::new(p))),
+    );
+    rows.extend(
+        every::<Account>(view, Table::Accounts)?
+            .into_iter()
+            .map(Row::Account),
+    );
+    rows.extend(
+        every::<Mark>(view, Table::Marks)?
+            .into_iter()
+            .map(Row::Mark),
+    );
     for key in view.live_keys(Table::Tasks)? {
         rows.extend(task(view, &key)?);
     }
@@ -133,33 +172,54 @@ pub fn load(view: &View) -> Result<Vec<Row>, StoreError> {
 }
 
 fn every<T: serde::de::DeserializeOwned>(view: &View, table: Table) -> Result<Vec<T>, StoreError> {
-    Ok(view.range::<T>(table, Span::all(), usize::MAX, Order::Ascending)?.into_iter().map(|(_, row)| row).collect())
+    Ok(view
+        .range::<T>(table, Span::all(), usize::MAX, Order::Ascending)?
+        .into_iter()
+        .map(|(_, row)| row)
+        .collect())
 }
 
 fn task(view: &View, key: &[u8]) -> Result<Vec<Row>, StoreError> {
     let mut rows = Vec::new();
     let owner = if key.starts_with(b"job/") {
-        view.get::<Job>(Table::Tasks, key)?.map(|job| (job.task.clone(), Row::Job(Box::new(job))))
+        view.get::<Job>(Table::Tasks, key)?
+            .map(|job| (job.task.clone(), Row::Job(Box::new(job))))
     } else {
-        view.get::<Engagement>(Table::Tasks, key)?.map(|work| (work.key.clone(), Row::Engagement(Box::new(work))))
+        view.get::<Engagement>(Table::Tasks, key)?
+            .map(|work| (work.key.clone(), Row::Engagement(Box::new(work))))
     };
     if let Some((owner, row)) = owner {
         rows.push(row);
         if let Some(bytes) = view.payload_get(key, "input")? {
-            rows.push(Row::Payload { owner, name: "input".into(), bytes });
+            rows.push(Row::Payload {
+                owner,
+                name: "input".into(),
+                bytes,
+            });
         }
     }
     Ok(rows)
 }
 
 /// The finished rows that an input names, so that the domain can judge late messages and repeated keys.
-pub fn prefetch(view: &View, input: &Input, is_live: impl Fn(&str) -> bool) -> Result<Vec<Row>, StoreError> {
+pub fn prefetch(
+    view: &View,
+    input: &Input,
+    is_live: impl Fn(&str) -> bool,
+) -> Result<Vec<Row>, StoreError> {
     let task_id = match input {
         Input::Ask(ask) => {
-            let Some(key) = &ask.key else { return Ok(Vec::new()) };
+            let Some(key) = &ask.key else {
+                return Ok(Vec::new());
+            };
             let row = view.get::<KeyRow>(Table::Keys, key.as_bytes())?;
             return Ok(row
-                .map(|r| Row::Key { key: key.clone(), task: r.task, fingerprint: r.fingerprint, expires_ms: r.expires_ms })
+                .map(|r| Row::Key {
+                    key: key.clone(),
+                    task: r.task,
+                    fingerprint: r.fingerprint,
+                    expires_ms: r.expires_ms,
+                })
                 .into_iter()
                 .collect());
         }
@@ -172,7 +232,11 @@ pub fn prefetch(view: &View, input: &Input, is_live: impl Fn(&str) -> bool) -> R
         },
         _ => return Ok(Vec::new()),
     };
-    if is_live(task_id) || task_id.len() != 32 { Ok(Vec::new()) } else { task(view, &task_key(task_id)) }
+    if is_live(task_id) || task_id.len() != 32 {
+        Ok(Vec::new())
+    } else {
+        task(view, &task_key(task_id))
+    }
 }
 
 /// A job of ours, live or finished.
@@ -188,13 +252,25 @@ pub fn payload(view: &View, owner: &str, name: &str) -> Result<Option<Vec<u8>>, 
 /// The stored entries of a job's or an engagement's history.
 pub fn entries(view: &View, owner: &str) -> Result<Vec<Entry>, StoreError> {
     let prefix = owned_key(&task_key(owner), b"");
-    Ok(view.range::<Entry>(Table::History, Span::prefix(&prefix), 1_000, Order::Ascending)?.into_iter().map(|(_, e)| e).collect())
+    Ok(view
+        .range::<Entry>(
+            Table::History,
+            Span::prefix(&prefix),
+            1_000,
+            Order::Ascending,
+        )?
+        .into_iter()
+        .map(|(_, e)| e)
+        .collect())
 }
 
 /// All transfers, newest last, at most `limit` of the newest.
 pub fn transfers(view: &View, limit: usize) -> Result<Vec<Transfer>, StoreError> {
-    let mut rows: Vec<_> =
-        view.range::<Transfer>(Table::Transfers, Span::all(), limit, Order::Descending)?.into_iter().map(|(_, t)| t).collect();
+    let mut rows: Vec<_> = view
+        .range::<Transfer>(Table::Transfers, Span::all(), limit, Order::Descending)?
+        .into_iter()
+        .map(|(_, t)| t)
+        .collect();
     rows.reverse();
     Ok(rows)
 }
@@ -202,7 +278,10 @@ pub fn transfers(view: &View, limit: usize) -> Result<Vec<Transfer>, StoreError>
 /// The outbox, by sequence number.
 pub fn outbox(view: &View) -> Result<Vec<(u64, Parcel)>, StoreError> {
     let rows = view.range::<Parcel>(Table::Outbox, Span::all(), usize::MAX, Order::Ascending)?;
-    Ok(rows.into_iter().filter_map(|(key, parcel)| Some((u64::from_be_bytes(key.try_into().ok()?), parcel))).collect())
+    Ok(rows
+        .into_iter()
+        .filter_map(|(key, parcel)| Some((u64::from_be_bytes(key.try_into().ok()?), parcel)))
+        .collect())
 }
 
 /// Writes an outbox row and returns its number.
@@ -219,7 +298,10 @@ pub fn outbox_done(txn: &mut Txn<'_>, seq: u64) -> Result<(), StoreError> {
 
 /// Until when (Unix seconds) the inboxes were read durably.
 pub fn read_until_s(store: &Store) -> Result<u64, StoreError> {
-    Ok(store.view()?.get::<u64>(Table::Meta, READ_UNTIL)?.unwrap_or(0))
+    Ok(store
+        .view()?
+        .get::<u64>(Table::Meta, READ_UNTIL)?
+        .unwrap_or(0))
 }
 
 /// Remembers until when the inboxes were read.

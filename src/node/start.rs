@@ -94,29 +94,64 @@ impl NodeError {
 /// # Errors
 /// What keeps it from starting; the store's last error if it fails for good.
 pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), NodeError> {
-    let NodeParts { home, lock, config, identity } = parts;
+    let NodeParts {
+        home,
+        lock,
+        config,
+        identity,
+    } = parts;
     let identity = Arc::new(identity);
     let relays = config.relay_list(&home)?;
-    let read: Vec<String> = relays.relays.iter().filter(|r| r.read).map(|r| r.url.clone()).collect();
-    let write: Vec<String> = relays.relays.iter().filter(|r| r.write).map(|r| r.url.clone()).collect();
+    let read: Vec<String> = relays
+        .relays
+        .iter()
+        .filter(|r| r.read)
+        .map(|r| r.url.clone())
+        .collect();
+    let write: Vec<String> = relays
+        .relays
+        .iter()
+        .filter(|r| r.write)
+        .map(|r| r.url.clone())
+        .collect();
     let store = Arc::new(Store::open(home.store_file(), store_options())?);
     let policy = policy(&config, &identity, &read)?;
-    let server = ControlServer::bind(&lock, config.limits.control_line_bytes, config.limits.control_connections)?;
+    let server = ControlServer::bind(
+        &lock,
+        config.limits.control_line_bytes,
+        config.limits.control_connections,
+    )?;
 
-    let pools = config.pools.iter().map(|name| Ok((name.clone(), PoolSecret::open(name)?))).collect::<Result<BTreeMap<_, _>, IdentityError>>()?;
+    let pools = config
+        .pools
+        .iter()
+        .map(|name| Ok((name.clone(), PoolSecret::open(name)?)))
+        .collect::<Result<BTreeMap<_, _>, IdentityError>>()?;
     let conversations = Arc::new(Conversations::new(CONVERSATIONS));
-    let keyring = Arc::new(Keyring::new(identity.nostr().clone(), conversations.clone()));
+    let keyring = Arc::new(Keyring::new(
+        identity.nostr().clone(),
+        conversations.clone(),
+    ));
     let (carrier, arrivals) = RelayCarrier::start(CarrierConfig::default(), Vec::new())?;
 
     let (mails, mailbox_end) = std::sync::mpsc::channel();
-    let mailbox = Mailbox::new(mails, usize::try_from(config.limits.mailbox_depth).unwrap_or(4_096));
+    let mailbox = Mailbox::new(
+        mails,
+        usize::try_from(config.limits.mailbox_depth).unwrap_or(4_096),
+    );
     let (changed, _) = broadcast::channel(8_192);
     let counters: Arc<Mutex<Counters>> = Arc::default();
     let (deliver, deliveries) = mpsc::unbounded_channel();
     let (labor, labor_orders) = mpsc::unbounded_channel();
     let (presence, presence_orders) = mpsc::unbounded_channel();
     let (core_to_delivery, orders_to_delivery) = mpsc::unbounded_channel();
-    let outlets = Outlets { delivery: core_to_delivery, labor, presence, changed: changed.clone(), counters: counters.clone() };
+    let outlets = Outlets {
+        delivery: core_to_delivery,
+        labor,
+        presence,
+        changed: changed.clone(),
+        counters: counters.clone(),
+    };
     tokio::spawn(forward(orders_to_delivery, deliver.clone()));
 
     let outbox = rows::outbox(&store.view()?)?;
@@ -129,17 +164,39 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
     let core = Core::load(policy.clone(), store.clone(), outlets, limits)?;
     let (core_ended, core_end) = oneshot::channel();
     let again = mailbox.clone();
-    std::thread::Builder::new().name("core".into()).spawn(move || {
-        let _ = core_ended.send(core.run(&mailbox_end, &again));
-    })?;
+    std::thread::Builder::new()
+        .name("core".into())
+        .spawn(move || {
+            let _ = core_ended.send(core.run(&mailbox_end, &again));
+        })?;
 
     let pow = config.pow.open_pool_bits;
-    let sealer = Arc::new(Sealer { identity: identity.clone(), conversations, pools: pools.clone(), pool_pow_bits: pow });
+    let sealer = Arc::new(Sealer {
+        identity: identity.clone(),
+        conversations,
+        pools: pools.clone(),
+        pool_pow_bits: pow,
+    });
     let outbox_state: Arc<Mutex<OutboxState>> = Arc::default();
-    tokio::spawn(Deliverer::run(sealer, carrier.clone(), write, outbox, mailbox.clone(), deliveries, outbox_state.clone()));
+    tokio::spawn(Deliverer::run(
+        sealer,
+        carrier.clone(),
+        write,
+        outbox,
+        mailbox.clone(),
+        deliveries,
+        outbox_state.clone(),
+    ));
     let generation = Arc::new(AtomicU64::new(0));
     let opener = Arc::new(Opener::new(keyring.clone(), policy.me.clone()));
-    tokio::spawn(inbox::run(opener, arrivals, mailbox.clone(), deliver.clone(), generation.clone(), counters.clone()));
+    tokio::spawn(inbox::run(
+        opener,
+        arrivals,
+        mailbox.clone(),
+        deliver.clone(),
+        generation.clone(),
+        counters.clone(),
+    ));
 
     let cores = match u32::try_from(config.labor.cores).unwrap_or(0) {
         0 => std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
@@ -157,7 +214,13 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         scratch: home.root().join("scratch"),
     };
     let profile: Arc<Mutex<Option<String>>> = Arc::default();
-    let leases = tokio::spawn(Leases::run(settings, mailbox.clone(), labor_orders, profile.clone(), cores_rx));
+    let leases = tokio::spawn(Leases::run(
+        settings,
+        mailbox.clone(),
+        labor_orders,
+        profile.clone(),
+        cores_rx,
+    ));
     let present = Presence {
         identity: identity.clone(),
         keyring,
@@ -240,12 +303,17 @@ async fn rest(mailbox: &Mailbox) {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    tracing::warn!("some leases did not come to rest in time; they go on from their last checkpoint");
+    tracing::warn!(
+        "some leases did not come to rest in time; they go on from their last checkpoint"
+    );
 }
 
 async fn signalled() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut term), Ok(mut int)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
         return std::future::pending().await;
     };
     tokio::select! {
@@ -256,8 +324,14 @@ async fn signalled() {
 
 fn store_options() -> StoreOptions {
     #[cfg(feature = "crash-points")]
-    if let Some(plan) = std::env::var("LEGION_STORE_FAULT").ok().and_then(|text| crate::store::FaultPlan::parse(&text)) {
-        return StoreOptions { fault: Some(Arc::new(plan)), ..StoreOptions::default() };
+    if let Some(plan) = std::env::var("LEGION_STORE_FAULT")
+        .ok()
+        .and_then(|text| crate::store::FaultPlan::parse(&text))
+    {
+        return StoreOptions {
+            fault: Some(Arc::new(plan)),
+            ..StoreOptions::default()
+        };
     }
     StoreOptions::default()
 }
@@ -267,7 +341,11 @@ fn policy(config: &Config, identity: &Identity, relays: &[String]) -> Result<Pol
     let public = identity.public();
     let binding = Binding::sign(identity, clock::now_ms() / 1000 + BINDING_S, None)?;
     let market = &config.market;
-    let offered = if config.labor.enabled && cfg!(feature = "labor") { skills::catalog() } else { Vec::new() };
+    let offered = if config.labor.enabled && cfg!(feature = "labor") {
+        skills::catalog()
+    } else {
+        Vec::new()
+    };
     let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     Ok(Policy {
         me: public.nostr.clone(),
@@ -276,7 +354,14 @@ fn policy(config: &Config, identity: &Identity, relays: &[String]) -> Result<Pol
         binding,
         relays: relays.to_vec(),
         pools: config.pools.clone(),
-        skills: offered.iter().map(|s| SkillFacts { id: s.id.to_owned(), unit_price_mc: market.unit_price_mc(s.id), unit_eta_ms: 20 }).collect(),
+        skills: offered
+            .iter()
+            .map(|s| SkillFacts {
+                id: s.id.to_owned(),
+                unit_price_mc: market.unit_price_mc(s.id),
+                unit_eta_ms: 20,
+            })
+            .collect(),
         device: "cpu".into(),
         implementation: concat!("legion/", env!("CARGO_PKG_VERSION")).into(),
         permissions: permissions(config),
@@ -291,7 +376,11 @@ fn policy(config: &Config, identity: &Identity, relays: &[String]) -> Result<Pol
         max_hibernate_s: market.max_hibernate_s,
         offer_ttl_ms: market.offer_expiry_s.saturating_mul(1000),
         ad_ttl_ms: market.ad_expiry_s.saturating_mul(1000),
-        on_cancel: if market.on_cancel == OnCancel::Units { "units".into() } else { "free".into() },
+        on_cancel: if market.on_cancel == OnCancel::Units {
+            "units".into()
+        } else {
+            "free".into()
+        },
         verification: "sampled".into(),
         forged_share_bp: small(config.verification.forged_share_bp),
         detection_bp: small(config.verification.confidence_bp),
@@ -300,17 +389,31 @@ fn policy(config: &Config, identity: &Identity, relays: &[String]) -> Result<Pol
         bids_max: small(config.limits.bids_per_offer),
         tasks_per_peer_max: small(config.limits.tasks_per_peer),
         peers_max: small(config.limits.peers_held),
-        message_ttl_ms: config.limits.max_message_life_s.saturating_mul(1000).min(28 * 86_400_000),
+        message_ttl_ms: config
+            .limits
+            .max_message_life_s
+            .saturating_mul(1000)
+            .min(28 * 86_400_000),
         attempts_max: 3,
-        accept_unverified: [true, config.verification.accept_unverified_trusted, config.verification.accept_unverified_stranger],
+        accept_unverified: [
+            true,
+            config.verification.accept_unverified_trusted,
+            config.verification.accept_unverified_stranger,
+        ],
     })
 }
 
 fn permissions(config: &Config) -> Permissions {
     let _ = config;
-    let tier = |rate| Permission { rate_per_min: Some(rate), ..Permission::default() };
+    let tier = |rate| Permission {
+        rate_per_min: Some(rate),
+        ..Permission::default()
+    };
     Permissions {
-        tier: BTreeMap::from([("trusted".to_owned(), tier(600)), ("stranger".to_owned(), tier(60))]),
+        tier: BTreeMap::from([
+            ("trusted".to_owned(), tier(600)),
+            ("stranger".to_owned(), tier(60)),
+        ]),
         ..Permissions::default()
     }
 }

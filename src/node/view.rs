@@ -31,12 +31,24 @@ fn route(job: &Job) -> Value {
 
 /// The A2A task of a job of ours. `result` is its output, where there is one.
 pub fn job(job: &Job, result: Option<&Value>) -> Value {
-    let changed_ms = [job.marks.ended_ms, job.marks.received_ms, job.marks.accepted_ms, job.marks.awarded_ms, job.marks.asked_ms].into_iter().max().unwrap_or(0);
+    let changed_ms = [
+        job.marks.ended_ms,
+        job.marks.received_ms,
+        job.marks.accepted_ms,
+        job.marks.awarded_ms,
+        job.marks.asked_ms,
+    ]
+    .into_iter()
+    .max()
+    .unwrap_or(0);
     let mut status = json!({"state": job.state.as_str(), "timestamp": iso(changed_ms)});
     if let (Some(reason), Some(object)) = (&job.reason, status.as_object_mut()) {
         object.insert("metadata".into(), json!({EXTENSION: {"code": reason.code, "text": reason.text, "retry_at_ms": reason.retry_at_ms}}));
     }
-    let artifacts: Vec<Value> = result.iter().map(|output| json!({"artifactId": "result", "parts": [{"kind": "data", "data": output}]})).collect();
+    let artifacts: Vec<Value> = result
+        .iter()
+        .map(|output| json!({"artifactId": "result", "parts": [{"kind": "data", "data": output}]}))
+        .collect();
     let awards: Vec<Value> = job
         .awards
         .iter()
@@ -55,14 +67,21 @@ pub fn job(job: &Job, result: Option<&Value>) -> Value {
 /// The A2A task of work that we do for somebody.
 pub fn work(work: &Engagement) -> Value {
     let state = match (work.stage, work.end.as_deref()) {
-        (Stage::Finished | Stage::Overdue | Stage::Disputed, _) | (_, Some("paid" | "refused")) => "completed",
+        (Stage::Finished | Stage::Overdue | Stage::Disputed, _) | (_, Some("paid" | "refused")) => {
+            "completed"
+        }
         (_, Some("canceled" | "superseded")) => "canceled",
         (_, Some("declined")) => "rejected",
         (_, Some(_)) => "failed",
         (Stage::Queued, None) if work.started_ms == 0 => "submitted",
         _ => "working",
     };
-    let code = work.end.clone().unwrap_or_else(|| serde_json::to_value(work.stage).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default());
+    let code = work.end.clone().unwrap_or_else(|| {
+        serde_json::to_value(work.stage)
+            .ok()
+            .and_then(|v| v.as_str().map(str::to_owned))
+            .unwrap_or_default()
+    });
     json!({
         "kind": "task", "id": work.task, "contextId": work.context, "artifacts": [],
         "status": {"state": state, "timestamp": iso(work.ended_ms.max(work.started_ms).max(work.accepted_ms)), "metadata": {EXTENSION: {"code": code, "text": "", "retry_at_ms": null}}},
@@ -77,13 +96,23 @@ pub fn work(work: &Engagement) -> Value {
 /// Everything about a task with this id: ours, or one that we work on.
 pub fn task(node: &Node, store: &Store, id: &str) -> Result<Option<Value>, StoreError> {
     let view = store.view()?;
-    if let Some(found) = node.jobs().get(id).cloned().map_or_else(|| rows::job(&view, id), |j| Ok(Some(j)))? {
+    if let Some(found) = node
+        .jobs()
+        .get(id)
+        .cloned()
+        .map_or_else(|| rows::job(&view, id), |j| Ok(Some(j)))?
+    {
         let result = result_of(store, &found)?;
         let mut object = json!({"task": job(&found, result.as_ref())});
         add_history(&mut object, rows::entries(&view, id)?);
         return Ok(Some(object));
     }
-    let live = node.work().values().filter(|w| w.task == id).max_by_key(|w| w.award_no).cloned();
+    let live = node
+        .work()
+        .values()
+        .filter(|w| w.task == id)
+        .max_by_key(|w| w.award_no)
+        .cloned();
     let found = match live {
         Some(found) => Some(found),
         None => finished_work(store, id)?,
@@ -113,8 +142,17 @@ fn add_history(object: &mut Value, entries: Vec<crate::wire::entry::Entry>) {
         .into_iter()
         .map(|e| json!({"at_ms": e.hlc / 1024, "author": npub(&e.author), "seq": e.seq, "what": e.what}))
         .collect();
-    if let Some(meta) = object.pointer_mut(&format!("/task/metadata/{}", EXTENSION.replace('~', "~0").replace('/', "~1"))).and_then(Value::as_object_mut) {
-        meta.insert("history".into(), json!({"told": history.fold(), "entries": list}));
+    if let Some(meta) = object
+        .pointer_mut(&format!(
+            "/task/metadata/{}",
+            EXTENSION.replace('~', "~0").replace('/', "~1")
+        ))
+        .and_then(Value::as_object_mut)
+    {
+        meta.insert(
+            "history".into(),
+            json!({"told": history.fold(), "entries": list}),
+        );
     }
 }
 
@@ -123,7 +161,8 @@ fn result_of(store: &Store, job: &Job) -> Result<Option<Value>, StoreError> {
     if !paid {
         return Ok(None);
     }
-    Ok(rows::payload(&store.view()?, &job.task, "result")?.and_then(|b| serde_json::from_slice(&b).ok()))
+    Ok(rows::payload(&store.view()?, &job.task, "result")?
+        .and_then(|b| serde_json::from_slice(&b).ok()))
 }
 
 /// The full outcome of a completed job: the object of `ask` and `wait`.
@@ -133,10 +172,22 @@ pub fn outcome(store: &Store, done: &Job) -> Result<Value, StoreError> {
     object.insert("task".into(), job(done, result.as_ref()));
     object.insert("result".into(), result.unwrap_or(Value::Null));
     let marks = &done.marks;
-    let since = |from: u64, to: u64| if from == 0 || to == 0 { 0 } else { to.saturating_sub(from) };
+    let since = |from: u64, to: u64| {
+        if from == 0 || to == 0 {
+            0
+        } else {
+            to.saturating_sub(from)
+        }
+    };
     if let Some(outcome) = &done.outcome {
-        object.insert("proof".into(), serde_json::to_value(&outcome.proof).unwrap_or(Value::Null));
-        object.insert("executor".into(), json!({"npub": npub(&outcome.executor), "lct": outcome.lct}));
+        object.insert(
+            "proof".into(),
+            serde_json::to_value(&outcome.proof).unwrap_or(Value::Null),
+        );
+        object.insert(
+            "executor".into(),
+            json!({"npub": npub(&outcome.executor), "lct": outcome.lct}),
+        );
         if let Some(found) = &outcome.findings {
             let verified = json!({
                 "signature": true, "input": found.input, "output": found.output, "schema": found.schema,
@@ -148,7 +199,11 @@ pub fn outcome(store: &Store, done: &Job) -> Result<Value, StoreError> {
         }
     }
     object.insert("cost_mc".into(), json!(done.cost_mc));
-    let offered_ms = if marks.offered_ms == 0 { marks.asked_ms } else { marks.offered_ms };
+    let offered_ms = if marks.offered_ms == 0 {
+        marks.asked_ms
+    } else {
+        marks.offered_ms
+    };
     let timing = json!({
         "offer": since(offered_ms, marks.awarded_ms), "award": since(marks.awarded_ms, marks.accepted_ms),
         "work": since(marks.accepted_ms, marks.received_ms), "total": since(marks.asked_ms, marks.ended_ms),
@@ -160,7 +215,12 @@ pub fn outcome(store: &Store, done: &Job) -> Result<Value, StoreError> {
 /// Live tasks and the newest finished ones.
 pub fn tasks(node: &Node, store: &Store) -> Result<Value, StoreError> {
     let view = store.view()?;
-    let mut list: Vec<Value> = node.jobs().values().map(|j| job(j, None)).chain(node.work().values().map(work)).collect();
+    let mut list: Vec<Value> = node
+        .jobs()
+        .values()
+        .map(|j| job(j, None))
+        .chain(node.work().values().map(work))
+        .collect();
     for key in view.keys(Table::TasksByTime, Span::all(), LIST_MAX, Order::Descending)? {
         let key = key.get(8..).unwrap_or_default();
         if key.starts_with(b"job/") {
@@ -195,7 +255,9 @@ pub fn why(node: &Node, store: &Store, id: &str, now: u64) -> Result<Option<Valu
             json!({"code": "awarded", "text": text, "retry_at_ms": null})
         } else if let Some((_, bid)) = found.bids.iter().find(|(n, _)| *n == peer.npub) {
             json!({"code": "bid", "text": format!("bid {} mc", bid.total_mc), "retry_at_ms": null})
-        } else if matches!(&found.route, Route::Peer(p) if *p != peer.npub) || found.route == Route::Own {
+        } else if matches!(&found.route, Route::Peer(p) if *p != peer.npub)
+            || found.route == Route::Own
+        {
             continue;
         } else if peer.advertises(&found.skill, now) {
             json!({"code": "no_answer", "text": "offers the skill, has not answered", "retry_at_ms": null})
@@ -204,8 +266,13 @@ pub fn why(node: &Node, store: &Store, id: &str, now: u64) -> Result<Option<Valu
         };
         peers.push(json!({"npub": npub(&peer.npub), "tier": peer.tier, "said": said}));
     }
-    let reason = found.reason.as_ref().map(|r| json!({"code": r.code, "text": r.text, "retry_at_ms": r.retry_at_ms}));
-    Ok(Some(json!({"task": job(&found, None), "reason": reason, "peers": peers})))
+    let reason = found
+        .reason
+        .as_ref()
+        .map(|r| json!({"code": r.code, "text": r.text, "retry_at_ms": r.retry_at_ms}));
+    Ok(Some(
+        json!({"task": job(&found, None), "reason": reason, "peers": peers}),
+    ))
 }
 
 /// All known peers.
@@ -261,5 +328,7 @@ pub fn ledger(node: &Node, store: &Store, only: Option<&str>) -> Result<Value, S
             json!({"id": t.id, "task": t.task, "award_no": t.award_no, "npub": npub(&t.npub), "kind": kind, "side": t.side, "amount_mc": t.amount_mc, "at_ms": t.at_ms})
         })
         .collect();
-    Ok(json!({"unit": "mc", "accounts": accounts, "transfers": transfers, "sum_mc": node.ledger().sum_mc()}))
+    Ok(
+        json!({"unit": "mc", "accounts": accounts, "transfers": transfers, "sum_mc": node.ledger().sum_mc()}),
+    )
 }

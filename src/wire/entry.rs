@@ -127,7 +127,10 @@ impl Entry {
     }
 
     fn unsigned(&self) -> Self {
-        Self { sig: String::new(), ..self.clone() }
+        Self {
+            sig: String::new(),
+            ..self.clone()
+        }
     }
 
     /// What is signed: `legion/entry/v1\0` + canonical JSON without the signature.
@@ -149,7 +152,8 @@ impl Entry {
 
     /// Whether the signature is by the key that the entry names (strict verification).
     pub fn is_signed(&self) -> bool {
-        self.signing_bytes().is_ok_and(|bytes| verify_hex(&self.key, &bytes, &self.sig))
+        self.signing_bytes()
+            .is_ok_and(|bytes| verify_hex(&self.key, &bytes, &self.sig))
     }
 }
 
@@ -157,11 +161,14 @@ impl Entry {
 pub fn verify_hex(key: &str, bytes: &[u8], sig: &str) -> bool {
     let mut key_bytes = [0u8; 32];
     let mut sig_bytes = [0u8; 64];
-    if hex::decode_to_slice(key, &mut key_bytes).is_err() || hex::decode_to_slice(sig, &mut sig_bytes).is_err() {
+    if hex::decode_to_slice(key, &mut key_bytes).is_err()
+        || hex::decode_to_slice(sig, &mut sig_bytes).is_err()
+    {
         return false;
     }
     let Ok(key) = VerifyingKey::from_bytes(&key_bytes) else {
         return false;
     };
-    key.verify_strict(bytes, &Signature::from_bytes(&sig_bytes)).is_ok()
+    key.verify_strict(bytes, &Signature::from_bytes(&sig_bytes))
+        .is_ok()
 }

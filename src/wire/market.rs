@@ -178,14 +178,18 @@ impl Award {
             "lease_ttl_ms": self.lease_ttl_ms, "max_hibernate_s": self.max_hibernate_s, "on_cancel": self.on_cancel,
             "verification": self.verification,
         });
-        Ok(hex::encode(canonical::sha256(&canonical::signing_bytes("terms", &terms)?)))
+        Ok(hex::encode(canonical::sha256(&canonical::signing_bytes(
+            "terms", &terms,
+        )?)))
     }
 }
 
 /// Salted commitment to an input: SHA-256 of `legion/input/v1\0` + canonical JSON of `{input, salt}`, hex.
 pub fn commitment(input: &Value, salt: &str) -> Result<String, CanonicalError> {
     let committed = serde_json::json!({"input": input, "salt": salt});
-    Ok(hex::encode(canonical::sha256(&canonical::signing_bytes("input", &committed)?)))
+    Ok(hex::encode(canonical::sha256(&canonical::signing_bytes(
+        "input", &committed,
+    )?)))
 }
 
 /// `pool/accept`: the executor will do it.

@@ -278,11 +278,17 @@ impl Body {
             "ack" => {
                 let ack: Ack = shape(params)?;
                 if ack.rumors.len() > 64 {
-                    return Err(MessageError::Params("more than 64 acknowledged rumors".into()));
+                    return Err(MessageError::Params(
+                        "more than 64 acknowledged rumors".into(),
+                    ));
                 }
                 Self::Ack(ack)
             }
-            other => return Err(MessageError::UnknownMethod(other.chars().take(64).collect())),
+            other => {
+                return Err(MessageError::UnknownMethod(
+                    other.chars().take(64).collect(),
+                ));
+            }
         })
     }
 }
@@ -309,11 +315,20 @@ impl Message {
     ///
     /// # Errors
     /// Per message, so that one bad message of a batch does not silence the others.
-    pub fn parse(content: &str, audience: impl Fn(&str) -> bool) -> Result<Vec<Result<Self, MessageError>>, MessageError> {
-        let value: Value = serde_json::from_str(content).map_err(|e| MessageError::Malformed(e.to_string()))?;
+    pub fn parse(
+        content: &str,
+        audience: impl Fn(&str) -> bool,
+    ) -> Result<Vec<Result<Self, MessageError>>, MessageError> {
+        let value: Value =
+            serde_json::from_str(content).map_err(|e| MessageError::Malformed(e.to_string()))?;
         match value {
-            Value::Array(items) if items.is_empty() || items.len() > MAX_BATCH => Err(MessageError::Batch),
-            Value::Array(items) => Ok(items.into_iter().map(|item| Self::from_value(item, &audience)).collect()),
+            Value::Array(items) if items.is_empty() || items.len() > MAX_BATCH => {
+                Err(MessageError::Batch)
+            }
+            Value::Array(items) => Ok(items
+                .into_iter()
+                .map(|item| Self::from_value(item, &audience))
+                .collect()),
             object => Ok(vec![Self::from_value(object, &audience)]),
         }
     }
@@ -333,7 +348,11 @@ impl Message {
         };
         match params.remove("v") {
             Some(v) if v.as_u64() == Some(VERSION) => {}
-            Some(other) => return Err(MessageError::Version(other.to_string().chars().take(20).collect())),
+            Some(other) => {
+                return Err(MessageError::Version(
+                    other.to_string().chars().take(20).collect(),
+                ));
+            }
             None => return Err(MessageError::Version("none".into())),
         }
         let Some(Value::String(to)) = params.remove("to") else {
@@ -355,7 +374,10 @@ fn shape<T: DeserializeOwned>(params: Value) -> Result<T, MessageError> {
 /// extension's metadata.
 fn award_to_a2a(award: &Award) -> Result<Value, serde_json::Error> {
     let mut terms = serde_json::to_value(award)?;
-    let input = terms.as_object_mut().and_then(|m| m.remove("input")).unwrap_or(Value::Null);
+    let input = terms
+        .as_object_mut()
+        .and_then(|m| m.remove("input"))
+        .unwrap_or(Value::Null);
     Ok(serde_json::json!({
         "message": {
             "kind": "message",
@@ -382,6 +404,9 @@ fn a2a_to_award(mut params: Value) -> Result<Box<Award>, MessageError> {
         .and_then(|m| m.get_mut(EXTENSION))
         .map(Value::take)
         .ok_or_else(|| bad("no award in the extension's metadata"))?;
-    terms.as_object_mut().ok_or_else(|| bad("the award is not an object"))?.insert("input".into(), input);
+    terms
+        .as_object_mut()
+        .ok_or_else(|| bad("the award is not an object"))?
+        .insert("input".into(), input);
     shape(terms)
 }

@@ -62,7 +62,13 @@ pub struct Proof {
 impl Proof {
     /// What is signed: `legion/proof/v1\0` + canonical JSON without the signature.
     pub fn signing_bytes(&self) -> Result<Vec<u8>, CanonicalError> {
-        canonical::signing_bytes("proof", &Self { sig: String::new(), ..self.clone() })
+        canonical::signing_bytes(
+            "proof",
+            &Self {
+                sig: String::new(),
+                ..self.clone()
+            },
+        )
     }
 
     /// SHA-256 of what is signed, hex.
@@ -79,7 +85,8 @@ impl Proof {
 
     /// Whether the signature is by the key that the proof names.
     pub fn is_signed(&self) -> bool {
-        self.signing_bytes().is_ok_and(|bytes| verify_hex(&self.key, &bytes, &self.sig))
+        self.signing_bytes()
+            .is_ok_and(|bytes| verify_hex(&self.key, &bytes, &self.sig))
     }
 }
 
@@ -99,6 +106,8 @@ pub struct Evidence {
 impl Evidence {
     /// SHA-256 of the canonical JSON, hex.
     pub fn hash(&self) -> Result<String, CanonicalError> {
-        Ok(hex::encode(canonical::sha256(&canonical::signing_bytes("evidence", self)?)))
+        Ok(hex::encode(canonical::sha256(&canonical::signing_bytes(
+            "evidence", self,
+        )?)))
     }
 }
