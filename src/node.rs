@@ -4,6 +4,7 @@
 //! arrives, `delivery` seals and sends, `leases` speaks with the worker processes, `presence` keeps subscriptions and
 //! ads, `control` serves the owner's commands. They talk to the loop by its [`Mailbox`] alone.
 
+mod batch;
 pub mod clock;
 pub mod control;
 pub mod core;
@@ -12,6 +13,8 @@ pub mod delivery;
 pub mod handlers;
 pub mod inbox;
 pub mod leases;
+pub mod order;
+mod perform;
 pub mod presence;
 pub mod results;
 pub mod rows;
@@ -28,13 +31,13 @@ pub use start::{NodeError, NodeParts, up};
 /// The way into the loop. Facts always fit; arrivals wait for room, so that a flood slows the socket and not the node.
 #[derive(Clone)]
 pub struct Mailbox {
-    mails: Sender<core::Mail>,
+    mails: Sender<order::Mail>,
     room: Arc<Semaphore>,
 }
 
 impl Mailbox {
     /// A mailbox in which `depth` arrivals may wait.
-    pub fn new(mails: Sender<core::Mail>, depth: usize) -> Self {
+    pub fn new(mails: Sender<order::Mail>, depth: usize) -> Self {
         Self {
             mails,
             room: Arc::new(Semaphore::new(depth.clamp(1, Semaphore::MAX_PERMITS / 2))),
@@ -42,12 +45,12 @@ impl Mailbox {
     }
 
     /// Puts a fact, a command or a look into the mailbox. After the loop has ended this does nothing.
-    pub fn post(&self, mail: core::Mail) {
+    pub fn post(&self, mail: order::Mail) {
         let _ = self.mails.send(mail);
     }
 
     /// Puts an arrival into the mailbox, waiting for room.
-    pub async fn deliver(&self, mail: core::Mail) {
+    pub async fn deliver(&self, mail: order::Mail) {
         if let Ok(permit) = self.room.acquire().await {
             permit.forget();
         }

@@ -4,24 +4,20 @@
 //! commit lets nothing out: memory is dropped and loaded again, callers hear `store_unavailable`, foreign messages are
 //! tried again, and repeated failure ends the node.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-use tokio::sync::{broadcast, mpsc, oneshot};
-
+use super::batch::{Batch, newest_rows_only};
+use super::order::{Answer, Arrival, Mail, Order, Outlets};
 use super::rows::{self, Parcel};
 use super::{Mailbox, clock, crash};
 use crate::domain::Node;
 use crate::domain::policy::Policy;
-use crate::domain::step::{
-    Addressee, Chance, Change, Effect, Incoming, Input, Refused, Row, Send, Step,
-};
+use crate::domain::step::{Addressee, Chance, Change, Effect, Input, Refused, Send, Step};
 use crate::store::{Limits, Store, StoreError};
 use crate::wire::message::{Ack, Body};
-use crate::wire::proof::Evidence;
 
 /// Most mails in one commit.
 const BATCH_MAX: usize = 256;
@@ -34,195 +30,21 @@ const PARCEL_BYTES: usize = 23_000;
 /// Commits that may fail in a row before the node ends.
 const FAILURES_MAX: u32 = 5;
 
-/// What a verified rumor brought.
-#[derive(Debug, Clone)]
-pub struct Arrival {
-    /// Author, hex and raw.
-    pub from: String,
-    /// Raw author key.
-    pub author: [u8; 32],
-    /// Raw rumor id.
-    pub rumor: [u8; 32],
-    /// Raw wrap id.
-    pub wrap: [u8; 32],
-    /// Until when the rumor could come again, Unix seconds.
-    pub expires_s: u64,
-    /// Stored wraps are acknowledged and remembered; ephemeral ones are neither.
-    pub stored: bool,
-    /// Came to a pool's key: read by all members, acknowledged by none.
-    pub pool: bool,
-    /// The messages in it that could be read.
-    pub messages: Vec<Incoming>,
-    /// Codes of those that could not.
-    pub refused: Vec<&'static str>,
-}
-
-/// Answer to an owner's command.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// The task made by `ask`.
-    Task(String),
-    /// Done.
-    Done,
-}
-
-/// What a [`Mail::Query`] may look at.
-pub type Look = Box<dyn FnOnce(&Node, &Store) + std::marker::Send>;
-
-/// What the loop takes.
-pub enum Mail {
-    /// A command of the owner, answered after the commit.
-    Command(Input, oneshot::Sender<Result<Answer, Refused>>),
-    /// A fact without an answer: labor, timers, carriers.
-    Fact(Input),
-    /// A verified rumor.
-    Arrival(Box<Arrival>),
-    /// Outbox rows that were acknowledged or have expired.
-    Delivered(Vec<u64>),
-    /// Look at the state; changes nothing.
-    Query(Look),
-    /// End the loop; what waits before it is handled.
-    Stop,
-}
-
-/// Work for the room's other tasks, sent after the commit.
-#[derive(Debug)]
-pub enum Order {
-    /// Seal and deliver an outbox row.
-    Deliver(u64, Parcel),
-    /// Seal and try once: ephemeral messages, and notices to pools.
-    Try(Parcel),
-    /// Start an engagement in the worker.
-    Start {
-        /// Engagement key.
-        key: String,
-        /// Skill.
-        skill: String,
-        /// Input.
-        input: Value,
-        /// Commitment to the input, hex.
-        commitment: String,
-        /// Newest checkpoint.
-        checkpoint: Option<Vec<u8>>,
-        /// Asked by somebody else.
-        foreign: bool,
-    },
-    /// Stop it at a unit boundary.
-    SoftStop {
-        /// Engagement key.
-        key: String,
-        /// Wait for the next checkpoint.
-        after_checkpoint: bool,
-    },
-    /// Check a result.
-    Check(Box<CheckOrder>),
-    /// Check the evidence of a refusal.
-    Evidence {
-        /// Engagement key.
-        key: String,
-        /// Skill.
-        skill: String,
-        /// Input.
-        input: Value,
-        /// Our unit results, concatenated.
-        units: Vec<u8>,
-        /// Number of units.
-        unit_count: u32,
-        /// The evidence.
-        evidence: Evidence,
-        /// Profile in our proof.
-        profile: String,
-    },
-    /// Our ad has changed.
-    Readvertise,
-    /// Read the inboxes to their end.
-    Drain,
-    /// One-time reply keys wanted, with the second their task was asked.
-    Inboxes(BTreeMap<String, u64>),
-}
-
-/// A result to be checked.
-#[derive(Debug, Clone)]
-pub struct CheckOrder {
-    /// Task id.
-    pub task: String,
-    /// Award.
-    pub award_no: u32,
-    /// Skill.
-    pub skill: String,
-    /// Input.
-    pub input: Value,
-    /// Commitment of the job.
-    pub commitment: String,
-    /// Output as received.
-    pub output: Value,
-    /// All unit results, base64, as received.
-    pub units: String,
-    /// The proof.
-    pub proof: crate::wire::proof::Proof,
-    /// Units to recompute.
-    pub sample: Vec<u32>,
-}
-
-/// Counters of the loop, for `status`.
-#[derive(Debug, Clone, Default)]
-pub struct Counters {
-    /// Refused or dropped messages by code.
-    pub dropped: BTreeMap<String, u64>,
-    /// Commits.
-    pub commits: u64,
-    /// Mails handled.
-    pub mails: u64,
-}
-
-/// Where the loop sends its orders.
-#[derive(Clone)]
-pub struct Outlets {
-    /// To delivery.
-    pub delivery: mpsc::UnboundedSender<Order>,
-    /// To labor.
-    pub labor: mpsc::UnboundedSender<Order>,
-    /// To the presence task (ads, inboxes, drains).
-    pub presence: mpsc::UnboundedSender<Order>,
-    /// Tasks whose view has changed.
-    pub changed: broadcast::Sender<String>,
-    /// Counters.
-    pub counters: Arc<std::sync::Mutex<Counters>>,
-}
-
 /// The loop's state.
 pub struct Core {
-    node: Node,
-    policy: Policy,
-    store: Arc<Store>,
-    outlets: Outlets,
-    acks: HashMap<String, Vec<String>>,
-    acks_due: Option<Instant>,
-    failures: u32,
-    read_until_s: u64,
-    reply_keys: BTreeMap<String, u64>,
+    pub(super) node: Node,
+    pub(super) policy: Policy,
+    pub(super) store: Arc<Store>,
+    pub(super) outlets: Outlets,
+    pub(super) acks: HashMap<String, Vec<String>>,
+    pub(super) acks_due: Option<Instant>,
+    pub(super) failures: u32,
+    pub(super) read_until_s: u64,
+    pub(super) reply_keys: BTreeMap<String, u64>,
     /// When each live offer was first announced: part of its rumor, so that a new wrap holds the same rumor.
-    announced: BTreeMap<(String, u32), u64>,
-    prune_at: Instant,
-    limits: Limits,
-}
-
-/// What one batch has gathered.
-#[derive(Default)]
-struct Batch {
-    changes: Vec<Change>,
-    sends: Vec<Send>,
-    tries: Vec<Send>,
-    effects: Vec<Effect>,
-    seen: Vec<([u8; 32], [u8; 32], [u8; 32], u64)>,
-    seen_now: HashSet<([u8; 32], [u8; 32])>,
-    acks: Vec<(String, String)>,
-    delivered: Vec<u64>,
-    answers: Vec<(
-        oneshot::Sender<Result<Answer, Refused>>,
-        Result<Answer, Refused>,
-    )>,
-    again: Vec<Mail>,
+    pub(super) announced: BTreeMap<(String, u32), u64>,
+    pub(super) prune_at: Instant,
+    pub(super) limits: Limits,
 }
 
 impl Core {
@@ -561,142 +383,6 @@ impl Core {
         }
     }
 
-    fn perform(&mut self, effect: Effect) {
-        match effect {
-            Effect::Start(key) => self.start(&key),
-            Effect::SoftStop {
-                key,
-                after_checkpoint,
-            } => {
-                let _ = self.outlets.labor.send(Order::SoftStop {
-                    key,
-                    after_checkpoint,
-                });
-            }
-            Effect::Check {
-                task,
-                award_no,
-                sample,
-            } => self.check(&task, award_no, sample),
-            Effect::CheckEvidence { key, evidence } => self.evidence(key, evidence),
-            Effect::Changed(task) => {
-                let _ = self.outlets.changed.send(task);
-            }
-            Effect::Dropped { code, from } => {
-                tracing::debug!(code, from, "message refused");
-                self.count(&code);
-            }
-            Effect::Readvertise => {
-                let _ = self.outlets.presence.send(Order::Readvertise);
-            }
-            Effect::Drain => {
-                let _ = self.outlets.presence.send(Order::Drain);
-            }
-            Effect::Inboxes => self.inboxes(),
-            Effect::Send(_) | Effect::Asked(_) | Effect::Done(_) => {}
-        }
-    }
-
-    fn inboxes(&mut self) {
-        use crate::domain::job::{Phase, Route};
-        let wanted: BTreeMap<String, u64> = self
-            .node
-            .jobs()
-            .values()
-            .filter(|j| j.phase != Phase::Ended && matches!(j.route, Route::Pool(_)))
-            .map(|j| (j.task.clone(), j.marks.asked_ms / 1000))
-            .collect();
-        if wanted != self.reply_keys {
-            self.reply_keys.clone_from(&wanted);
-            self.announced
-                .retain(|(task, _), _| wanted.contains_key(task));
-            let _ = self.outlets.presence.send(Order::Inboxes(wanted));
-        }
-    }
-
-    fn stored(&self, owner: &str, name: &str) -> Option<Vec<u8>> {
-        self.store
-            .view()
-            .and_then(|view| rows::payload(&view, owner, name))
-            .unwrap_or_default()
-    }
-
-    fn input(&self, owner: &str) -> Option<Value> {
-        self.node
-            .input(owner)
-            .cloned()
-            .or_else(|| serde_json::from_slice(&self.stored(owner, "input")?).ok())
-    }
-
-    fn start(&mut self, key: &str) {
-        let Some(work) = self.node.work().get(key) else {
-            return;
-        };
-        let Some(input) = self.input(key) else { return };
-        let resume = (work.checkpoint_units > 0).then(|| {
-            self.store
-                .view()
-                .and_then(|v| v.checkpoint_newest(work.owner().as_bytes()))
-                .ok()
-                .flatten()
-        });
-        let order = Order::Start {
-            key: key.to_owned(),
-            skill: work.skill.clone(),
-            input,
-            commitment: work.commitment.clone(),
-            checkpoint: resume.flatten().map(|(_, bytes)| bytes),
-            foreign: work.requester != self.policy.me,
-        };
-        let _ = self.outlets.labor.send(order);
-    }
-
-    fn check(&mut self, task: &str, award_no: u32, sample: Vec<u32>) {
-        let Some(job) = self.node.jobs().get(task) else {
-            return;
-        };
-        let Some(outcome) = &job.outcome else { return };
-        let output = self
-            .stored(task, "result")
-            .and_then(|b| serde_json::from_slice(&b).ok())
-            .unwrap_or(Value::Null);
-        let order = CheckOrder {
-            task: task.to_owned(),
-            award_no,
-            skill: job.skill.clone(),
-            input: self.input(task).unwrap_or(Value::Null),
-            commitment: job.commitment.clone(),
-            output,
-            units: self
-                .stored(task, "units")
-                .and_then(|b| String::from_utf8(b).ok())
-                .unwrap_or_default(),
-            proof: outcome.proof.clone(),
-            sample,
-        };
-        let _ = self.outlets.labor.send(Order::Check(Box::new(order)));
-    }
-
-    fn evidence(&mut self, key: String, evidence: Evidence) {
-        let Some(work) = self.node.work().get(&key) else {
-            return;
-        };
-        let order = Order::Evidence {
-            skill: work.skill.clone(),
-            input: self.input(&key).unwrap_or(Value::Null),
-            units: self.stored(&key, "units").unwrap_or_default(),
-            unit_count: work.units,
-            evidence,
-            profile: work
-                .proof
-                .as_ref()
-                .map(|p| p.profile.clone())
-                .unwrap_or_default(),
-            key,
-        };
-        let _ = self.outlets.labor.send(order);
-    }
-
     fn flush_acks(&mut self) {
         if self.acks_due.is_none_or(|due| Instant::now() < due) {
             return;
@@ -744,7 +430,7 @@ impl Core {
         self.prune_at = Instant::now() + Duration::from_secs(if more { 1 } else { 60 });
     }
 
-    fn count(&self, code: &str) {
+    pub(super) fn count(&self, code: &str) {
         if let Ok(mut counters) = self.outlets.counters.lock() {
             *counters.dropped.entry(code.to_owned()).or_default() += 1;
         }
@@ -798,50 +484,10 @@ impl Core {
     }
 }
 
-impl Batch {
-    fn gather(&mut self, step: Step) {
-        self.changes.extend(step.changes);
-        for effect in step.effects {
-            match effect {
-                Effect::Send(send) if send.ephemeral || matches!(send.to, Addressee::Pool(_)) => {
-                    self.tries.push(*send)
-                }
-                Effect::Send(send) => self.sends.push(*send),
-                other => self.effects.push(other),
-            }
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.changes.is_empty() && self.seen.is_empty() && self.delivered.is_empty()
-    }
-}
-
 fn load_node(policy: &Policy, store: &Store) -> Result<Node, StoreError> {
     let mut node = Node::new(policy.clone());
     for row in rows::load(&store.view()?)? {
         node.recall(row);
     }
     Ok(node)
-}
-
-/// Of several versions of one row in a batch only the newest is written.
-fn newest_rows_only(changes: &mut Vec<Change>) {
-    let mut later: HashSet<String> = HashSet::new();
-    let mut kept = Vec::with_capacity(changes.len());
-    while let Some(change) = changes.pop() {
-        let name = match &change {
-            Change::Put(Row::Job(job)) => Some(format!("j{}", job.task)),
-            Change::Put(Row::Engagement(work)) => Some(format!("w{}", work.key)),
-            Change::Put(Row::Peer(peer)) => Some(format!("p{}", peer.npub)),
-            Change::Put(Row::Account(account)) => Some(format!("a{}", account.npub)),
-            Change::DropPeer(npub) => Some(format!("p{npub}")),
-            _ => None,
-        };
-        if name.is_none_or(|name| later.insert(name)) {
-            kept.push(change);
-        }
-    }
-    kept.reverse();
-    *changes = kept;
 }

@@ -13,7 +13,7 @@ use nostr::{EventId, Keys, PublicKey};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use super::core::{Mail, Order};
+use super::order::{Mail, Order};
 use super::rows::Parcel;
 use super::{Mailbox, clock, crash};
 use crate::carrier::{Handle, Outcome, Outgoing};

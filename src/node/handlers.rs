@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use super::control::{ControlError, ControlHandler, NotifySender};
-use super::core::{Answer, Counters, Mail};
 use super::delivery::OutboxState;
+use super::order::{Answer, Counters, Mail};
 use super::{Mailbox, clock, inbox, view};
 use crate::carrier::Handle;
 use crate::config::Config;

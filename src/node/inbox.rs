@@ -9,8 +9,8 @@ use std::time::Duration;
 use nostr::{Event, EventId, PublicKey};
 use tokio::sync::mpsc;
 
-use super::core::{Arrival, Mail};
 use super::delivery::Tell;
+use super::order::{Arrival, Mail};
 use super::{Mailbox, clock};
 use crate::carrier::{CarrierEvent, RelayState};
 use crate::domain::step::{Incoming, Input, PlanFacts, Refused};
@@ -243,7 +243,7 @@ pub async fn run(
     mailbox: Mailbox,
     delivery: mpsc::UnboundedSender<Tell>,
     generation: Arc<std::sync::atomic::AtomicU64>,
-    counters: Arc<Mutex<super::core::Counters>>,
+    counters: Arc<Mutex<super::order::Counters>>,
 ) {
     let mut recent = Recent::default();
     let mut reach = Reach::default();
@@ -306,7 +306,7 @@ async fn forward(
     chunk: Vec<Box<Event>>,
     mailbox: &Mailbox,
     delivery: &mpsc::UnboundedSender<Tell>,
-    counters: &Arc<Mutex<super::core::Counters>>,
+    counters: &Arc<Mutex<super::order::Counters>>,
     recent: &mut Recent,
 ) {
     if chunk.is_empty() {

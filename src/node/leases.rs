@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::Mailbox;
-use super::core::{CheckOrder, Mail, Order};
+use super::order::{CheckOrder, Mail, Order};
 use super::results::{compare, finish, precheck, root_of};
 use crate::domain::step::{Findings, Input, LaborNews};
 use crate::labor::frames::Units;

@@ -8,8 +8,8 @@ use std::time::Duration;
 use nostr::PublicKey;
 use tokio::sync::mpsc;
 
-use super::core::{Mail, Order};
 use super::delivery::Tell;
+use super::order::{Mail, Order};
 use super::rows::Parcel;
 use super::{Mailbox, clock};
 use crate::carrier::{Handle, InboxSpec};

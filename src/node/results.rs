@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::core::CheckOrder;
+use super::order::CheckOrder;
 use crate::domain::step::{Findings, LaborNews};
 use crate::labor::skills;
 use crate::wire::canonical;

@@ -9,11 +9,12 @@ use serde_json::{Value, json};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::control::{ControlServer, ControlStartError, HomeLock};
-use super::core::{Core, Counters, Mail, Order, Outlets};
+use super::core::Core;
 use super::delivery::{Deliverer, OutboxState, Sealer, Tell};
 use super::handlers::Handlers;
 use super::inbox::{self, Opener};
 use super::leases::{LaborSettings, Leases};
+use super::order::{Counters, Mail, Order, Outlets};
 use super::presence::Presence;
 use super::{Mailbox, clock, rows};
 use crate::carrier::{CarrierConfig, CarrierError, RelayCarrier};

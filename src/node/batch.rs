@@ -1,0 +1,66 @@
+//! What one commit gathers: changes, messages, acknowledgements, answers.
+
+use std::collections::HashSet;
+
+use tokio::sync::oneshot;
+
+use super::order::{Answer, Mail};
+use crate::domain::step::{Addressee, Change, Effect, Refused, Row, Send, Step};
+
+/// The answer to a command.
+type Said = Result<Answer, Refused>;
+
+/// What one batch has gathered.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub(super) changes: Vec<Change>,
+    pub(super) sends: Vec<Send>,
+    pub(super) tries: Vec<Send>,
+    pub(super) effects: Vec<Effect>,
+    pub(super) seen: Vec<([u8; 32], [u8; 32], [u8; 32], u64)>,
+    pub(super) seen_now: HashSet<([u8; 32], [u8; 32])>,
+    pub(super) acks: Vec<(String, String)>,
+    pub(super) delivered: Vec<u64>,
+    pub(super) answers: Vec<(oneshot::Sender<Said>, Said)>,
+    pub(super) again: Vec<Mail>,
+}
+
+impl Batch {
+    pub(super) fn gather(&mut self, step: Step) {
+        self.changes.extend(step.changes);
+        for effect in step.effects {
+            match effect {
+                Effect::Send(send) if send.ephemeral || matches!(send.to, Addressee::Pool(_)) => {
+                    self.tries.push(*send)
+                }
+                Effect::Send(send) => self.sends.push(*send),
+                other => self.effects.push(other),
+            }
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.seen.is_empty() && self.delivered.is_empty()
+    }
+}
+
+/// Of several versions of one row in a batch only the newest is written.
+pub(super) fn newest_rows_only(changes: &mut Vec<Change>) {
+    let mut later: HashSet<String> = HashSet::new();
+    let mut kept = Vec::with_capacity(changes.len());
+    while let Some(change) = changes.pop() {
+        let name = match &change {
+            Change::Put(Row::Job(job)) => Some(format!("j{}", job.task)),
+            Change::Put(Row::Engagement(work)) => Some(format!("w{}", work.key)),
+            Change::Put(Row::Peer(peer)) => Some(format!("p{}", peer.npub)),
+            Change::Put(Row::Account(account)) => Some(format!("a{}", account.npub)),
+            Change::DropPeer(npub) => Some(format!("p{npub}")),
+            _ => None,
+        };
+        if name.is_none_or(|name| later.insert(name)) {
+            kept.push(change);
+        }
+    }
+    kept.reverse();
+    *changes = kept;
+}
