@@ -23,7 +23,7 @@
 //! version, in a value or in [`Table::Meta`], is refused with `store_newer`.
 
 mod error;
-#[cfg(feature = "crash-points")]
+#[cfg(any(feature = "crash-points", debug_assertions))]
 mod fault;
 mod open;
 mod prune;
@@ -40,7 +40,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use redb::Database;
 
 pub use error::StoreError;
-#[cfg(feature = "crash-points")]
+#[cfg(any(feature = "crash-points", debug_assertions))]
 pub use fault::FaultPlan;
 pub use open::SCHEMA_VERSION;
 pub use prune::{Limits, Pruned};
@@ -58,7 +58,7 @@ pub struct StoreOptions {
     /// the file (about 0.5 s at most); above it a commit takes two fsyncs instead of one. Default 256 MiB.
     pub quick_repair_above_bytes: u64,
     /// Faults of the disk, for tests.
-    #[cfg(feature = "crash-points")]
+    #[cfg(any(feature = "crash-points", debug_assertions))]
     pub fault: Option<Arc<FaultPlan>>,
 }
 
@@ -67,7 +67,7 @@ impl Default for StoreOptions {
         Self {
             cache_bytes: 64 * 1024 * 1024,
             quick_repair_above_bytes: 256 * 1024 * 1024,
-            #[cfg(feature = "crash-points")]
+            #[cfg(any(feature = "crash-points", debug_assertions))]
             fault: None,
         }
     }

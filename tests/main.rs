@@ -4,6 +4,8 @@
 mod support {
     #[cfg(feature = "relay")]
     pub(crate) mod npm_relay;
+    #[cfg(all(feature = "relay", feature = "labor"))]
+    pub(crate) mod world;
 }
 
 #[cfg(feature = "relay")]
@@ -11,6 +13,8 @@ mod carrier;
 mod cli;
 #[cfg(feature = "labor")]
 mod labor;
+#[cfg(all(feature = "relay", feature = "labor"))]
+mod path;
 #[cfg(feature = "relay")]
 mod relay;
 mod store;

@@ -17,7 +17,7 @@ mod measure;
 #[path = "store/quotas.rs"]
 mod quotas;
 
-#[cfg(feature = "crash-points")]
+#[cfg(any(feature = "crash-points", debug_assertions))]
 #[path = "store/faults.rs"]
 mod faults;
 

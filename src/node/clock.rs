@@ -12,7 +12,7 @@ pub fn now_ms() -> u64 {
 }
 
 /// Tests move the clock of a running node through a file that holds milliseconds.
-#[cfg(feature = "crash-points")]
+#[cfg(any(feature = "crash-points", debug_assertions))]
 fn offset_ms() -> i64 {
     use std::sync::OnceLock;
     static FILE: OnceLock<Option<std::path::PathBuf>> = OnceLock::new();
@@ -23,7 +23,7 @@ fn offset_ms() -> i64 {
         .unwrap_or(0)
 }
 
-#[cfg(not(feature = "crash-points"))]
+#[cfg(not(any(feature = "crash-points", debug_assertions)))]
 fn offset_ms() -> i64 {
     0
 }

@@ -1,11 +1,11 @@
 //! Named crash points: places between an input and its last effect where a test kills the node.
 //!
-//! With the cargo feature `crash-points`, `LEGION_CRASH_AT=<point>[:<kind>[:<n>]]` makes the process end as if by
+//! In a debug build, or with the cargo feature `crash-points`, `LEGION_CRASH_AT=<point>[:<kind>[:<n>]]` makes the process end as if by
 //! `kill -9` when the point is passed for the n-th time (default 1), counting only batches that journal `kind` if one is
 //! named. Points, in the order of a batch: `received handled committed dispatched sealed published`.
 
 /// Passes a point. `kinds` are the journal kinds of the batch.
-#[cfg(feature = "crash-points")]
+#[cfg(any(feature = "crash-points", debug_assertions))]
 pub fn point(name: &str, kinds: &[String]) {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -29,5 +29,5 @@ pub fn point(name: &str, kinds: &[String]) {
 }
 
 /// Passes a point: nothing, without the feature.
-#[cfg(not(feature = "crash-points"))]
+#[cfg(not(any(feature = "crash-points", debug_assertions)))]
 pub fn point(_name: &str, _kinds: &[String]) {}

@@ -324,7 +324,7 @@ async fn signalled() {
 }
 
 fn store_options() -> StoreOptions {
-    #[cfg(feature = "crash-points")]
+    #[cfg(any(feature = "crash-points", debug_assertions))]
     if let Some(plan) = std::env::var("LEGION_STORE_FAULT")
         .ok()
         .and_then(|text| crate::store::FaultPlan::parse(&text))

@@ -147,7 +147,7 @@ pub(crate) fn sync_directory(path: &Path) -> Result<(), StoreError> {
 fn begin(file: File, path: &Path, options: &StoreOptions) -> Result<Arc<Database>, StoreError> {
     let mut builder = Builder::new();
     builder.set_cache_size(options.cache_bytes);
-    #[cfg(feature = "crash-points")]
+    #[cfg(any(feature = "crash-points", debug_assertions))]
     if let Some(plan) = &options.fault {
         let backend = super::fault::FaultyDisk::new(file, plan.clone())
             .map_err(|error| error::opening(path, error))?;
