@@ -60,12 +60,19 @@ pub struct Reason {
 impl Reason {
     /// A reason without a time.
     pub fn new(code: &str, text: impl Into<String>) -> Self {
-        Self { code: code.to_owned(), text: text.into(), retry_at_ms: None }
+        Self {
+            code: code.to_owned(),
+            text: text.into(),
+            retry_at_ms: None,
+        }
     }
 
     /// The same with a time.
     pub fn until(code: &str, text: impl Into<String>, retry_at_ms: Ms) -> Self {
-        Self { retry_at_ms: Some(retry_at_ms), ..Self::new(code, text) }
+        Self {
+            retry_at_ms: Some(retry_at_ms),
+            ..Self::new(code, text)
+        }
     }
 }
 
@@ -140,6 +147,9 @@ pub struct AwardRow {
     pub paused_since_ms: Option<Ms>,
     /// Units the executor says are done.
     pub units_done: u32,
+    /// Units that count after a cancel, while the price is not known yet.
+    #[serde(default)]
+    pub useful_units: Option<u32>,
 }
 
 /// When things happened, Unix milliseconds; 0 if they have not.
