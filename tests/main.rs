@@ -13,5 +13,6 @@ mod cli;
 mod labor;
 #[cfg(feature = "relay")]
 mod relay;
+mod sim;
 mod store;
 mod tidy;
