@@ -6,11 +6,13 @@
 //! the node room prefetches what an input names (`recall`).
 
 mod arbiter;
+mod auction;
 pub mod engagement;
 mod executor;
 pub mod history;
 pub mod job;
 pub mod ledger;
+mod mark;
 pub mod peer;
 pub mod policy;
 mod requester;
@@ -29,7 +31,7 @@ use policy::Policy;
 use step::{Addressee, Chance, Change, Effect, EngagementKey, Incoming, Input, LaborNews, Ms, Npub, Refused, Row, Send, Step, TaskId};
 
 pub use arbiter::{OwnerState, Pause};
-pub use executor::{Mark, Promise};
+pub use mark::{Mark, Promise};
 pub use requester::{KEY_TTL_MS, sample_size};
 
 use crate::wire::entry::Entry;
@@ -45,6 +47,7 @@ struct Dirty {
     work: BTreeSet<EngagementKey>,
     peers: BTreeSet<Npub>,
     accounts: BTreeSet<Npub>,
+    marks: BTreeSet<String>,
 }
 
 /// A node's live state and its rules.
@@ -59,7 +62,6 @@ pub struct Node {
     marks: BTreeMap<String, Mark>,
     keys: BTreeMap<String, (TaskId, String, Ms)>,
     inputs: BTreeMap<String, Value>,
-    checkpoints: BTreeMap<String, u32>,
     /// Inboxes are being read to their end: no timer is judged.
     draining: bool,
     /// At least one inbox relay is connected.
@@ -85,7 +87,6 @@ impl Node {
             marks: BTreeMap::new(),
             keys: BTreeMap::new(),
             inputs: BTreeMap::new(),
-            checkpoints: BTreeMap::new(),
             draining: true,
             online: false,
             caught_up_ms: 0,
@@ -96,46 +97,55 @@ impl Node {
         }
     }
 
-    /// Puts a stored row back into memory: at start, and before an input that names it.
+    /// Puts a stored row back into memory: at start, and before an input that names it. A row that is in memory already is
+    /// newer than the stored one and stays as it is.
     pub fn recall(&mut self, row: Row) {
         match row {
-            Row::Job(job) => {
+            Row::Job(job) if !self.jobs.contains_key(&job.task) => {
                 for award in job.awards.iter().filter(|a| a.money == Money::Locked) {
                     self.ledger.load_lock((Side::Requester, award.executor.clone(), job.task.clone(), award.no), award.cap_mc);
                 }
                 self.jobs.insert(job.task.clone(), *job);
             }
-            Row::Engagement(work) => {
+            Row::Engagement(work) if !self.work.contains_key(&work.key) => {
                 if work.money == Money::Locked {
                     self.ledger.load_lock((Side::Executor, work.requester.clone(), work.task.clone(), work.award_no), work.total_mc);
                 }
-                self.checkpoints.insert(work.owner(), work.checkpoint_units);
+                self.owner.order = self.owner.order.max(work.order);
                 self.work.insert(work.key.clone(), *work);
             }
             Row::Peer(peer) => {
-                self.peers.insert(peer.npub.clone(), *peer);
+                self.peers.entry(peer.npub.clone()).or_insert(*peer);
             }
             Row::Account(account) => self.ledger.load_account(account),
-            Row::Owner(owner) => self.owner = owner,
+            Row::Owner(owner) => {
+                let order = self.owner.order.max(owner.order);
+                self.owner = OwnerState { order, ..owner };
+            }
             Row::Mark(mark) => {
-                self.marks.insert(mark.owner.clone(), mark);
+                self.marks.entry(mark.owner.clone()).or_insert(mark);
             }
             Row::Key { key, task, fingerprint, expires_ms } => {
-                self.keys.insert(key, (task, fingerprint, expires_ms));
+                self.keys.entry(key).or_insert((task, fingerprint, expires_ms));
             }
-            Row::Payload { owner, name, bytes } if name == "input" => {
+            Row::Payload { owner, name, bytes } if name == "input" && self.wants_input(&owner) => {
                 if let Ok(value) = serde_json::from_slice(&bytes) {
                     self.inputs.insert(owner, value);
                 }
             }
-            Row::Payload { .. } | Row::Checkpoint { .. } | Row::Transfer(_) | Row::Entry(_) => {}
+            Row::Job(_) | Row::Engagement(_) | Row::Payload { .. } | Row::Checkpoint { .. } | Row::Transfer(_) | Row::Entry(_) => {}
         }
+    }
+
+    /// Inputs are held for what may still be awarded, computed or judged.
+    fn wants_input(&self, owner: &str) -> bool {
+        self.jobs.get(owner).is_some_and(|j| j.phase != Phase::Ended) || self.work.get(owner).is_some_and(Engagement::is_live)
     }
 
     /// Decides. `now` is Unix milliseconds; `chance` must be fresh for every call.
     pub fn handle(&mut self, now: Ms, chance: &mut Chance, input: Input) -> Step {
         match input {
-            Input::Started => self.on_started(),
+            Input::Started => self.on_started(now),
             Input::CaughtUp { online } => self.on_caught_up(now, online),
             Input::Draining => self.draining = true,
             Input::Announce => self.announce_all(),
@@ -157,37 +167,39 @@ impl Node {
     }
 
     fn settle_down(&mut self, now: Ms, chance: &mut Chance) {
-        while let Some(incoming) = self.loopback.pop_front() {
-            self.on_message(now, chance, incoming);
-        }
-        self.timers(now);
-        self.arbitrate(now);
-        // Arbitration may grant work to ourselves whose messages loop back at the next input; drain them now.
-        while let Some(incoming) = self.loopback.pop_front() {
-            self.on_message(now, chance, incoming);
+        self.hear_ourselves(now, chance);
+        self.timers(now, chance);
+        loop {
             self.arbitrate(now);
+            if self.loopback.is_empty() {
+                break;
+            }
+            self.hear_ourselves(now, chance);
         }
     }
 
-    fn timers(&mut self, now: Ms) {
+    /// What we say to ourselves as our own executor arrives within the same step.
+    fn hear_ourselves(&mut self, now: Ms, chance: &mut Chance) {
+        while let Some(incoming) = self.loopback.pop_front() {
+            self.on_message(now, chance, incoming);
+        }
+    }
+
+    fn timers(&mut self, now: Ms, chance: &mut Chance) {
         if self.draining {
             return;
         }
-        let due: Vec<_> = self.jobs.values().filter(|j| self.job_wake_ms(j) <= now).map(|j| (j.task.clone(), j.phase)).collect();
-        for (task, phase) in due {
-            if self.online || phase == Phase::Placing || self.jobs.get(&task).is_some_and(|j| now >= j.deadline_ms) {
-                self.job_timers(now, &task);
-            }
+        let due: Vec<_> = self.jobs.values().filter(|j| self.job_wake_ms(j) <= now).map(|j| j.task.clone()).collect();
+        for task in due {
+            self.job_timers(now, &task);
+            self.hear_ourselves(now, chance);
         }
         let due: Vec<_> = self.work.values().filter(|w| self.work_wake_ms(w) <= now).map(|w| w.key.clone()).collect();
         for key in due {
             self.work_timers(now, &key);
+            self.hear_ourselves(now, chance);
         }
-        let stale: Vec<_> = self.marks.values().filter(|m| m.expires_ms <= now).map(|m| m.owner.clone()).collect();
-        for owner in stale {
-            self.marks.remove(&owner);
-            self.out.changes.push(Change::DropMark(owner));
-        }
+        self.forget_marks(now);
     }
 
     /// When [`Input::Tick`] is next needed, Unix milliseconds; none if only other inputs can change anything.
@@ -200,9 +212,14 @@ impl Node {
         (!self.draining && wake != Ms::MAX).then_some(wake)
     }
 
-    fn on_started(&mut self) {
+    fn on_started(&mut self, now: Ms) {
         self.draining = true;
-        let running: Vec<_> = self.work.values().filter(|w| matches!(w.stage, Stage::Running | Stage::Stopping)).map(|w| w.key.clone()).collect();
+        // What was being stopped when the node ended has stopped: go on with why.
+        let stopping: Vec<_> = self.work.values().filter(|w| w.stage == Stage::Stopping).map(|w| w.key.clone()).collect();
+        for key in stopping {
+            self.stop_ended(now, &key);
+        }
+        let running: Vec<_> = self.work.values().filter(|w| w.stage == Stage::Running).map(|w| w.key.clone()).collect();
         for key in running {
             // The worker died with the node: the lease is granted anew from the last checkpoint.
             if let Some(work) = self.work.get_mut(&key) {
@@ -222,9 +239,18 @@ impl Node {
             .jobs
             .values()
             .filter(|j| j.phase == Phase::Checking)
-            .filter_map(|j| j.outcome.as_ref().map(|o| Effect::Check { task: j.task.clone(), award_no: o.award_no, sample: o.sample.clone() }))
+            .filter_map(|j| {
+                j.outcome.as_ref().map(|o| Effect::Check { task: j.task.clone(), award_no: o.award_no, sample: o.sample.clone() })
+            })
             .collect();
         self.out.effects.extend(checks);
+        let evidence: Vec<_> = self
+            .work
+            .values()
+            .filter(|w| w.is_live())
+            .filter_map(|w| w.evidence.as_ref().map(|e| Effect::CheckEvidence { key: w.key.clone(), evidence: e.clone() }))
+            .collect();
+        self.out.effects.extend(evidence);
         self.out.effects.push(Effect::Inboxes);
         self.out.effects.push(Effect::Readvertise);
     }
@@ -273,7 +299,10 @@ impl Node {
     }
 
     fn on_forget(&mut self, npub: &str) {
-        let answer = if self.peers.remove(npub).is_some() {
+        let awarded = self.jobs.values().any(|j| j.is_live() && j.awards.iter().any(|a| a.executor == npub));
+        let answer = if awarded || self.work.values().any(|w| w.is_live() && w.requester == npub) {
+            Err(Refused::new("peer_busy", "work or money is open with this peer: try again when it is settled"))
+        } else if self.peers.remove(npub).is_some() {
             self.dirty.peers.remove(npub);
             self.out.changes.push(Change::DropPeer(npub.to_owned()));
             Ok(())
@@ -373,7 +402,10 @@ impl Node {
         if self.peers.len() < self.policy.peers_max as usize || self.peers.contains_key(newcomer) {
             return;
         }
-        let idle = |p: &&Peer| p.tier == Tier::Stranger && !p.disputed && self.ledger.account(&p.npub).posted_mc == 0;
+        let busy: BTreeSet<&str> = self.ledger.locks().map(|(key, _)| key.1.as_str()).collect();
+        let idle = |p: &&Peer| {
+            p.tier == Tier::Stranger && !p.disputed && self.ledger.account(&p.npub).posted_mc == 0 && !busy.contains(p.npub.as_str())
+        };
         let oldest = self.peers.values().filter(idle).min_by_key(|p| p.last_seen_ms).map(|p| p.npub.clone());
         if let Some(npub) = oldest {
             self.peers.remove(&npub);
@@ -429,10 +461,12 @@ impl Node {
     fn send_peer_at(&mut self, npub: &str, relays: &[String], body: Body, expires_ms: Ms) {
         if npub == self.policy.me {
             let plan = match &body {
-                Body::Award(a) | Body::Request(a) => Some(Ok(self.jobs.get(&a.task).map_or(
-                    step::PlanFacts { units: a.units, output_bytes_max: 0 },
-                    |j| step::PlanFacts { units: j.units, output_bytes_max: j.output_bytes_max },
-                ))),
+                Body::Award(a) | Body::Request(a) => {
+                    Some(Ok(self.jobs.get(&a.task).map_or(step::PlanFacts { units: a.units, output_bytes_max: 0 }, |j| step::PlanFacts {
+                        units: j.units,
+                        output_bytes_max: j.output_bytes_max,
+                    })))
+                }
                 _ => None,
             };
             self.loopback.push_back(Incoming { from: npub.to_owned(), body, pool: None, plan, keys: None });
@@ -445,28 +479,27 @@ impl Node {
         self.out.effects.push(Effect::Send(Box::new(Send { to, body, ephemeral, relays, expires_ms })));
     }
 
-    /// Turns everything touched into rows, and lets go of what has ended.
+    /// Turns everything touched into rows. What has ended stays in memory until [`Node::shed`]: the store does not know it yet.
     fn flush(&mut self) -> Step {
         let dirty = std::mem::take(&mut self.dirty);
         for task in dirty.jobs {
             if let Some(job) = self.jobs.get(&task) {
                 self.out.changes.push(Change::Put(Row::Job(Box::new(job.clone()))));
-                if !job.is_live() {
-                    self.jobs.remove(&task);
-                }
             }
         }
         for key in dirty.work {
             if let Some(work) = self.work.get(&key) {
                 self.out.changes.push(Change::Put(Row::Engagement(Box::new(work.clone()))));
-                if !work.is_live() {
-                    self.work.remove(&key);
-                }
             }
         }
         for npub in dirty.peers {
             if let Some(peer) = self.peers.get(&npub) {
                 self.out.changes.push(Change::Put(Row::Peer(Box::new(peer.clone()))));
+            }
+        }
+        for owner in dirty.marks {
+            if let Some(mark) = self.marks.get(&owner) {
+                self.out.changes.push(Change::Put(Row::Mark(mark.clone())));
             }
         }
         if !dirty.accounts.is_empty() {
@@ -515,7 +548,8 @@ impl Node {
         self.inputs.get(owner)
     }
 
-    /// Lets go of finished rows that an input made the node recall.
+    /// Lets go of what has ended and of finished rows that an input made the node recall. To be called whenever the steps
+    /// since the last call are durable.
     pub fn shed(&mut self) {
         self.jobs.retain(|_, job| job.is_live());
         self.work.retain(|_, work| work.is_live());
@@ -529,10 +563,10 @@ impl Node {
 
     /// Whether nothing is open: no task, no lock, no work.
     pub fn quiescent(&self) -> bool {
-        self.jobs.is_empty() && self.work.is_empty() && self.ledger.locks().next().is_none()
+        !self.jobs.values().any(Job::is_live) && !self.work.values().any(Engagement::is_live) && self.ledger.locks().next().is_none()
     }
 
-    /// Journals a labor loss for every running engagement: the worker process is gone.
+    /// The engagements that a worker has.
     pub fn running(&self) -> Vec<EngagementKey> {
         self.work.values().filter(|w| matches!(w.stage, Stage::Running | Stage::Stopping)).map(|w| w.key.clone()).collect()
     }

@@ -17,5 +17,6 @@ mod labor;
 mod path;
 #[cfg(feature = "relay")]
 mod relay;
+mod sim;
 mod store;
 mod tidy;

@@ -4,7 +4,6 @@ use serde::{Deserialize, Serialize};
 
 use super::Node;
 use super::engagement::{Stage, StopWhy};
-use super::peer::Tier;
 use super::step::{Effect, EngagementKey, Ms, PauseMode, Refused, Row};
 use crate::wire::message::{Body, News, Update};
 
@@ -34,8 +33,13 @@ impl Node {
         self.out.effects.push(Effect::Readvertise);
         self.out.effects.push(Effect::Done(Ok(())));
         // Work that waits for a lease also learns why it waits.
-        let waiting: Vec<_> = self.work.values().filter(|w| w.tier != Tier::Own && w.stage == Stage::Queued).map(|w| w.key.clone()).collect();
+        let waiting: Vec<_> =
+            self.work.values().filter(|w| !self.is_local(&w.requester) && w.stage == Stage::Queued).map(|w| w.key.clone()).collect();
         for key in waiting {
+            if let Some(work) = self.work.get_mut(&key) {
+                work.stage = Stage::Hibernating;
+                self.dirty.work.insert(key.clone());
+            }
             self.tell_paused(&key);
         }
     }
@@ -85,6 +89,7 @@ impl Node {
             .values()
             .filter(|w| matches!(w.stage, Stage::Queued | Stage::Hibernating))
             .filter(|w| foreign || self.is_local(&w.requester))
+            .filter(|w| matches!(w.stop, None | Some(StopWhy::Owner)))
             .map(|w| (w.rank(), w.key.clone()))
             .collect();
         waiting.sort();
@@ -94,14 +99,18 @@ impl Node {
     }
 
     fn grant(&mut self, now: Ms, key: &EngagementKey) {
-        let Some(work) = self.work.get_mut(key) else { return };
+        let Some(work) = self.work.get_mut(key) else {
+            return;
+        };
         let resumed = work.checkpoint_units;
-        work.stage = Stage::Running;
         work.stop = None;
         if work.started_ms == 0 {
             work.started_ms = now;
         }
-        work.keepalive_at_ms = now.saturating_add(work.lease_ttl_ms / 3);
+        // A requester that was told of a pause hears at once that it is over.
+        let wait_ms = if work.stage == Stage::Hibernating { 0 } else { work.lease_ttl_ms / 3 };
+        work.keepalive_at_ms = now.saturating_add(wait_ms);
+        work.stage = Stage::Running;
         let task = work.task.clone();
         self.dirty.work.insert(key.clone());
         self.journal("lease_granted", Some(&task), serde_json::json!({"key": key, "resumed_from": resumed}));
@@ -110,16 +119,21 @@ impl Node {
 
     fn revoke_foreign(&mut self) {
         let after_checkpoint = self.owner.paused.as_ref().is_some_and(|p| p.mode == PauseMode::AfterCheckpoint);
-        let running: Vec<_> = self.work.values().filter(|w| w.stage == Stage::Running && !self.is_local(&w.requester)).map(|w| w.key.clone()).collect();
+        let running: Vec<_> =
+            self.work.values().filter(|w| w.stage == Stage::Running && !self.is_local(&w.requester)).map(|w| w.key.clone()).collect();
         for key in running {
             self.stop_work(&key, StopWhy::Owner, after_checkpoint);
         }
     }
 
-    /// Asks the worker to stop at a unit boundary.
+    /// Asks the worker to stop at a unit boundary. A stop for good is never weakened: the first reason stands.
     pub(super) fn stop_work(&mut self, key: &EngagementKey, why: StopWhy, after_checkpoint: bool) {
-        let Some(work) = self.work.get_mut(key) else { return };
-        work.stop = Some(why);
+        let Some(work) = self.work.get_mut(key) else {
+            return;
+        };
+        if matches!(work.stop, None | Some(StopWhy::Owner)) {
+            work.stop = Some(why);
+        }
         let task = work.task.clone();
         let running = matches!(work.stage, Stage::Running | Stage::Stopping);
         if running {
@@ -134,12 +148,15 @@ impl Node {
 
     /// Tells the requester that the owner holds the hardware, and when it will be tried again.
     pub(super) fn tell_paused(&mut self, key: &EngagementKey) {
-        let Some(work) = self.work.get(key) else { return };
+        let Some(work) = self.work.get(key) else {
+            return;
+        };
         if work.requester == self.policy.me {
             return;
         }
         let retry_at_ms = self.owner.paused.as_ref().and_then(|p| p.until_ms);
-        let update = Update { task: work.task.clone(), award_no: work.award_no, news: News::Paused { reason: "owner".into(), retry_at_ms } };
+        let update =
+            Update { task: work.task.clone(), award_no: work.award_no, news: News::Paused { reason: "owner".into(), retry_at_ms } };
         let (requester, expires) = (work.requester.clone(), work.settle_by_ms);
         self.send_peer(&requester, Body::Update(Box::new(update)), expires);
     }

@@ -2,11 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::job::Heads;
 use super::ledger::State as Money;
 use super::peer::Tier;
 use super::step::{EngagementKey, Ms, Npub, TaskId};
-use crate::wire::proof::Proof;
+use crate::wire::proof::{Evidence, Proof};
 
 /// How the work stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +25,7 @@ pub enum Stage {
     Overdue,
     /// The requester refused with evidence that does not hold.
     Disputed,
-    /// Over: paid, refused, declined, failed, canceled or superseded (`end`).
+    /// Over, for the reason in `end`.
     Ended,
 }
 
@@ -89,7 +88,7 @@ pub struct Engagement {
     pub stage: Stage,
     /// Why it is being stopped.
     pub stop: Option<StopWhy>,
-    /// How it ended: `paid refused declined failed canceled superseded`.
+    /// How it ended: `paid refused failed canceled superseded unacknowledged`.
     pub end: Option<String>,
     /// What happens to the money reserved for it.
     pub money: Money,
@@ -109,10 +108,14 @@ pub struct Engagement {
     pub accepted_ms: Ms,
     /// When it ended.
     pub ended_ms: Ms,
+    /// How the requester has promised to verify.
+    #[serde(default)]
+    pub verification: String,
+    /// The evidence of a refusal that is being judged.
+    #[serde(default)]
+    pub evidence: Option<Evidence>,
     /// The proof, once finished (unsigned here; signed when it leaves).
     pub proof: Option<Proof>,
-    /// History.
-    pub heads: Heads,
 }
 
 /// The key of an engagement.
@@ -134,6 +137,12 @@ impl Engagement {
     /// Whether it wants or holds hardware.
     pub fn is_work(&self) -> bool {
         matches!(self.stage, Stage::Queued | Stage::Running | Stage::Stopping | Stage::Hibernating)
+    }
+
+    /// What the requester owes once the work is finished, milli-credits.
+    pub fn claim_mc(&self) -> u64 {
+        let counted = || u64::from(self.units_done).saturating_mul(self.unit_price_mc).min(self.total_mc);
+        self.proof.as_ref().map_or_else(counted, |proof| proof.cost_mc)
     }
 
     /// Order of service: own before trusted before stranger, critical first within own, then by acceptance.

@@ -127,7 +127,7 @@ pub fn write(heads: &mut Heads, now: Ms, draft: Draft<'_>) -> Entry {
         author: draft.author.to_owned(),
         key: draft.key.to_owned(),
         seq: mine.map_or(0, |h| h.seq).saturating_add(1),
-        hlc: heads.hlc.saturating_add(1).max(now.saturating_mul(HLC_PER_MS)),
+        hlc: tick(heads.hlc, now),
         prev: mine.map(|h| h.hash.clone()).unwrap_or_default(),
         heads: heads.by_author.iter().filter(|(a, _)| *a != draft.author).map(|(_, h)| h.hash.clone()).collect(),
         what: draft.what,
@@ -138,6 +138,14 @@ pub fn write(heads: &mut Heads, now: Ms, draft: Draft<'_>) -> Entry {
     let hash = entry.hash().unwrap_or_default();
     heads.by_author.insert(entry.author.clone(), Head { seq: entry.seq, hash });
     entry
+}
+
+/// The next reading of the clock. A clock that ran ahead by more than others accept (it was set back since) starts anew from
+/// `now`: entries of one author are ordered by their number, and a refused entry would be worse than a display out of order.
+fn tick(hlc: u64, now: Ms) -> u64 {
+    let next = hlc.saturating_add(1);
+    let base = now.saturating_mul(HLC_PER_MS);
+    if next > now.saturating_add(FUTURE_MAX_MS / 2).saturating_mul(HLC_PER_MS) { base } else { next.max(base) }
 }
 
 /// What [`write`] needs beside the heads.

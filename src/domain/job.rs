@@ -140,6 +140,9 @@ pub struct AwardRow {
     pub paused_since_ms: Option<Ms>,
     /// Units the executor says are done.
     pub units_done: u32,
+    /// Units that count after a cancel, while the price is not known yet.
+    #[serde(default)]
+    pub useful_units: Option<u32>,
 }
 
 /// When things happened, Unix milliseconds; 0 if they have not.

@@ -14,6 +14,9 @@ use super::step::{Ms, Npub, Refused};
 /// The account of the node itself: the other leg of every posting.
 pub const SELF: &str = "self";
 
+/// Most milli-credits of one lock: far above any price, far below what arithmetic and JSON can hold.
+pub const AMOUNT_MAX_MC: u64 = 1 << 50;
+
 /// The part that this node plays in the task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -211,7 +214,11 @@ impl Ledger {
             }
             Verdict::To(to) => to,
         };
-        if amount_mc > i64::MAX as u64 / 4 {
+        let account = self.account(&key.1);
+        let in_play =
+            account.posted_mc.unsigned_abs().saturating_add(account.pending_owed_to_us_mc).saturating_add(account.pending_we_owe_mc);
+        let own = self.account(SELF).posted_mc.unsigned_abs();
+        if amount_mc > AMOUNT_MAX_MC || (event == Event::Lock && in_play.max(own) > i64::MAX as u64 / 4) {
             return Err(Refused::new("amount_range", "the amount is out of range"));
         }
         let reserved = locked.unwrap_or(0);

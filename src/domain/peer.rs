@@ -98,22 +98,28 @@ impl Peer {
         }
     }
 
-    /// Whether the peer's ad says that it does `skill` now.
-    pub fn advertises(&self, skill: &str, now: Ms) -> bool {
-        self.ad.as_ref().is_some_and(|ad| ad.expires_ms > now && ad.skills.iter().any(|s| s.id == skill))
+    /// Whether the peer's ad in `pool` says that it does `skill` now.
+    pub fn advertises(&self, skill: &str, pool: &str, now: Ms) -> bool {
+        self.ad.as_ref().is_some_and(|ad| ad.expires_ms > now && ad.pool == pool && ad.skills.iter().any(|s| s.id == skill))
     }
 
-    /// Counts a new task against `per_minute`.
+    /// Whether a new task fits into `per_minute`.
     ///
     /// # Errors
     /// The number of milliseconds after which the next one fits.
-    pub fn take_turn(&mut self, now: Ms, per_minute: u32) -> Result<(), Ms> {
-        self.recent.retain(|at| at.saturating_add(60_000) > now && *at <= now);
-        if self.recent.len() >= per_minute as usize {
-            let oldest = self.recent.first().copied().unwrap_or(now);
-            return Err(oldest.saturating_add(60_000).saturating_sub(now).max(1));
+    pub fn turn(&self, now: Ms, per_minute: u32) -> Result<(), Ms> {
+        let within: Vec<Ms> = self.recent.iter().copied().filter(|at| at.saturating_add(60_000) > now && *at <= now).collect();
+        if within.len() < per_minute as usize {
+            return Ok(());
         }
+        // The newest `per_minute` tasks fill the minute; the oldest of them has to leave it.
+        let leaves = within.get(within.len() - (per_minute as usize).max(1).min(within.len())).copied().unwrap_or(now);
+        Err(leaves.saturating_add(60_000).saturating_sub(now).max(1))
+    }
+
+    /// Counts a new task.
+    pub fn count_task(&mut self, now: Ms) {
+        self.recent.retain(|at| at.saturating_add(60_000) > now && *at <= now);
         self.recent.push(now);
-        Ok(())
     }
 }

@@ -3,14 +3,20 @@
 use super::Node;
 use super::history::{self, Draft};
 use super::job::{AwardRow, AwardState, Heads, Job, Marks, Phase, Reason, Route, TaskState};
-use super::ledger::{Event, Side, State as Money};
+use super::ledger::{AMOUNT_MAX_MC, Event, Side, State as Money};
 use super::step::{Addressee, Ask, Chance, Change, Effect, Incoming, Ms, Refused, Row, TaskId};
 use crate::wire::entry::{Act, Entry};
-use crate::wire::market::{self, Accept, Award, Bid, Decline, Offer, Withdraw};
+use crate::wire::market::{self, Accept, Award, Decline, Withdraw};
 use crate::wire::message::{Body, Cancel, News, Update};
 
 /// How long an idempotency key holds.
 pub const KEY_TTL_MS: Ms = 7 * 24 * 3600 * 1000;
+
+/// Longest deadline of a task.
+const DEADLINE_MAX_MS: Ms = 366 * 24 * 3600 * 1000;
+
+/// Most awards of one task: enough for every honest failure, an end to every other.
+const AWARDS_MAX: usize = 64;
 
 impl Node {
     pub(super) fn on_ask(&mut self, now: Ms, chance: &mut Chance, ask: Ask) {
@@ -89,8 +95,19 @@ impl Node {
         {
             return Err(Refused::new("pool_unknown", format!("this node is not a member of the pool: {name}")));
         }
+        if ask.max_price_mc.unwrap_or(self.policy.default_max_price_mc) > AMOUNT_MAX_MC {
+            return Err(Refused::new("amount_range", format!("the price limit is out of range: at most {AMOUNT_MAX_MC} mc")));
+        }
+        if ask.deadline_ms == 0 || ask.deadline_ms > DEADLINE_MAX_MS {
+            return Err(Refused::new("deadline_range", "the deadline must lie within a year from now"));
+        }
+        let counted = ask.plan.as_ref().is_some_and(|p| p.units > 0);
+        if matches!(&ask.route, Route::Pool(_)) && !counted {
+            let text = format!("this node cannot count the units of {}: ask a peer directly with `--peer`", ask.skill);
+            return Err(Refused::new("skill_unknown", text));
+        }
         let own = matches!(&ask.route, Route::Own) || matches!(&ask.route, Route::Peer(p) if *p == self.policy.me);
-        if own && !self.policy.skills.iter().any(|s| s.id == ask.skill) {
+        if own && (!counted || !self.policy.skills.iter().any(|s| s.id == ask.skill)) {
             return Err(Refused::new("skill_unknown", format!("this node does not have the skill: {}", ask.skill)));
         }
         Ok(())
@@ -98,7 +115,9 @@ impl Node {
 
     /// Finds the job an executor: the next best bid, a new offer, or the one peer that it is for.
     pub(super) fn place(&mut self, now: Ms, task: &str) {
-        let Some(job) = self.jobs.get_mut(task) else { return };
+        let Some(job) = self.jobs.get_mut(task) else {
+            return;
+        };
         self.dirty.jobs.insert(task.to_owned());
         job.phase = Phase::Placing;
         job.state = TaskState::Submitted;
@@ -120,141 +139,24 @@ impl Node {
         }
     }
 
-    fn offer(&mut self, now: Ms, task: &str, pool: &str) {
-        let Some(job) = self.jobs.get_mut(task) else { return };
-        job.round += 1;
-        job.window_ends_ms = None;
-        job.bids.clear();
-        // Whoever only had a passing reason is asked again.
-        job.refusals.retain(|_, reason| reason.retry_at_ms.is_none());
-        job.offer_expires_ms = now.saturating_add(self.policy.offer_ttl_ms).min(job.deadline_ms);
-        job.reason = Some(Reason::until("waiting_for_bids", format!("offered to the pool {pool}; no bid yet"), job.offer_expires_ms));
-        if job.marks.offered_ms == 0 {
-            job.marks.offered_ms = now;
-        }
-        let (round, units) = (job.round, job.units);
-        self.journal("offer", Some(task), serde_json::json!({"round": round, "units": units, "pool": pool}));
-        self.announce(task);
-        self.out.effects.push(Effect::Inboxes);
-        self.changed(task);
-    }
-
-    /// Sends the live offer of a job to its pool: at the start of a round, on a timer and after every reconnect.
-    pub(super) fn announce(&mut self, task: &str) {
-        let Some(job) = self.jobs.get(task) else { return };
-        let Route::Pool(pool) = &job.route else { return };
-        let offer = Offer {
-            task: job.task.clone(),
-            round: job.round,
-            skill: job.skill.clone(),
-            units: job.units,
-            commitment: job.commitment.clone(),
-            max_price_mc: job.max_price_mc,
-            result_by_ms: job.deadline_ms,
-            verification: self.policy.verification.clone(),
-            output_bytes_max: job.output_bytes_max,
-            // Filled in with the one-time key when the message is sealed, like signatures.
-            reply: String::new(),
-            relays: self.policy.relays.clone(),
-            expires_ms: job.offer_expires_ms,
-        };
-        let expires_ms = job.offer_expires_ms;
-        let to = Addressee::Pool(pool.clone());
-        self.send(to, Body::Offer(Box::new(offer)), false, Vec::new(), expires_ms);
-    }
-
-    pub(super) fn on_bid(&mut self, now: Ms, incoming: &Incoming, bid: &Bid) -> Result<(), Refused> {
-        let tier = self.peer(&incoming.from).tier;
-        let me = self.policy.me.clone();
-        let bids_max = self.policy.bids_max as usize;
-        let window_ms = self.policy.bid_window_ms;
-        let job = self.jobs.get(&bid.task).filter(|_| bid.requester == me);
-        let job = job.ok_or_else(|| Refused::new("bid_foreign", "a bid on a task that is not ours"))?;
-        if job.phase != Phase::Placing || bid.round != job.round {
-            return Err(Refused::new("bid_late", "the offer is closed"));
-        }
-        if bid.expires_ms <= now {
-            return Err(Refused::new("bid_expired", "the bid has expired"));
-        }
-        let total = u64::from(job.units).checked_mul(bid.unit_price_mc);
-        if total != Some(bid.total_mc) || bid.total_mc > job.max_price_mc {
-            return Err(Refused::new("bid_price", "the bid's total is not units x price, or is above the offer"));
-        }
-        let ranks: Vec<_> = job.bids.iter().map(|(npub, _)| self.peers.get(npub).map_or(super::peer::Tier::Stranger, |p| p.tier)).collect();
-        let strangers = ranks.iter().filter(|t| **t == super::peer::Tier::Stranger).count();
-        let known = job.bids.iter().position(|(npub, _)| *npub == incoming.from);
-        let full = job.bids.len() >= bids_max;
-        let stranger = tier == super::peer::Tier::Stranger;
-        if known.is_none() && ((stranger && (full || strangers >= (bids_max / 4).max(1))) || (full && strangers == 0)) {
-            return Err(Refused::new("bids_full", "the table of bids is full"));
-        }
-        let evict = (known.is_none() && full).then(|| ranks.iter().rposition(|t| *t == super::peer::Tier::Stranger)).flatten();
-        let task = bid.task.clone();
-        if let Some(job) = self.jobs.get_mut(&task) {
-            if let Some(slot) = known.and_then(|at| job.bids.get_mut(at)) {
-                slot.1 = bid.clone();
-            } else {
-                if let Some(at) = evict {
-                    job.bids.remove(at);
-                }
-                job.bids.push((incoming.from.clone(), bid.clone()));
-            }
-            job.refusals.remove(&incoming.from);
-            job.window_ends_ms.get_or_insert(now.saturating_add(window_ms));
-            job.reason = Some(Reason::until("collecting_bids", format!("{} bid(s); the best is taken soon", job.bids.len()), now.saturating_add(window_ms)));
-            self.dirty.jobs.insert(task.clone());
-        }
-        self.journal("bid", Some(&task), serde_json::json!({"from": incoming.from, "total_mc": bid.total_mc}));
-        self.close_if_all_answered(now, &task);
-        Ok(())
-    }
-
-    /// Nobody waits for a window when everyone known to offer the skill has answered; and if all of them said no, the
-    /// owner is told at once.
-    pub(super) fn close_if_all_answered(&mut self, now: Ms, task: &str) {
-        let Some(job) = self.jobs.get(task) else { return };
-        if job.phase != Phase::Placing || !matches!(job.route, Route::Pool(_)) {
-            return;
-        }
-        let known: Vec<_> = self.peers.values().filter(|p| p.advertises(&job.skill, now)).collect();
-        let answered = |npub: &str| job.refusals.contains_key(npub) || job.bids.iter().any(|(n, _)| n == npub);
-        if known.is_empty() || !known.iter().all(|p| answered(&p.npub)) {
-            return;
-        }
-        if !job.bids.is_empty() {
-            self.choose(now, task);
-        } else if job.refusals.values().all(|r| r.retry_at_ms.is_none_or(|at| at > job.deadline_ms)) {
-            self.end(now, task, TaskState::Rejected, Reason::new("no_provider", "every known peer refused; `legion why` says why per peer"));
-        }
-    }
-
-    /// Awards the job to the best bid: by tier, then experience, price, time, key.
-    pub(super) fn choose(&mut self, now: Ms, task: &str) {
-        let Some(job) = self.jobs.get_mut(task) else { return };
-        job.bids.retain(|(_, bid)| bid.expires_ms > now);
-        let rank = |(npub, bid): &(String, Bid)| {
-            let peer = self.peers.get(npub);
-            let tier = peer.map_or(super::peer::Tier::Stranger, |p| p.tier);
-            let experience = peer.map_or(0, |p| p.completed.min(10).saturating_sub(p.frauds.saturating_mul(10)));
-            (tier, std::cmp::Reverse(experience), bid.total_mc, bid.eta_ms, npub.clone())
-        };
-        let best = job.bids.iter().enumerate().min_by_key(|(_, pair)| rank(pair)).map(|(at, _)| at);
-        let Some(at) = best else {
-            if let Route::Pool(pool) = job.route.clone() {
-                self.offer(now, task, &pool);
-            }
+    pub(super) fn award(&mut self, now: Ms, task: &str, executor: String, unit_price_mc: Option<u64>, total_mc: Option<u64>) {
+        let Some(job) = self.jobs.get_mut(task) else {
             return;
         };
-        let (npub, bid) = job.bids.remove(at);
-        self.award(now, task, npub, Some(bid.unit_price_mc), Some(bid.total_mc));
-    }
-
-    fn award(&mut self, now: Ms, task: &str, executor: String, unit_price_mc: Option<u64>, total_mc: Option<u64>) {
-        let Some(job) = self.jobs.get_mut(task) else { return };
         let directed = total_mc.is_none();
         let own = executor == self.policy.me;
         let no = job.awards.len() as u32 + 1;
-        let accept_by_ms = if directed { job.deadline_ms } else { now.saturating_add(self.policy.accept_within_ms).min(job.deadline_ms) };
+        if job.awards.len() >= AWARDS_MAX {
+            let reason = Reason::new("no_provider", "too many executors gave the job up");
+            self.end(now, task, TaskState::Rejected, reason);
+            return;
+        }
+        // A directed request may be accepted until its deadline; the executor takes off the allowance for clocks.
+        let accept_by_ms = if directed {
+            job.deadline_ms.saturating_add(self.policy.skew_ms)
+        } else {
+            now.saturating_add(self.policy.accept_within_ms).min(job.deadline_ms)
+        };
         let settle_by_ms = job.deadline_ms.saturating_add(self.policy.settle_within_ms);
         let cap_mc = if own { 0 } else { total_mc.unwrap_or(job.max_price_mc) };
         let input = self.inputs.get(task).cloned().unwrap_or(serde_json::Value::Null);
@@ -275,7 +177,8 @@ impl Node {
             lease_ttl_ms: self.policy.lease_ttl_ms,
             max_hibernate_s: self.policy.max_hibernate_s,
             on_cancel: self.policy.on_cancel.clone(),
-            verification: self.policy.verification.clone(),
+            // What this node does not know it cannot verify, and says so in the terms.
+            verification: if job.units == 0 { "none".to_owned() } else { self.policy.verification.clone() },
             lct: self.policy.lct.clone(),
             binding: self.policy.binding.clone(),
             relays: self.policy.relays.clone(),
@@ -284,7 +187,9 @@ impl Node {
         let terms = award.terms_hash().unwrap_or_default();
         let what = Act::Awarded { award_no: no, executor: executor.clone(), terms: terms.clone() };
         award.entry = self.write_job_entry(now, task, what);
-        let Some(job) = self.jobs.get_mut(task) else { return };
+        let Some(job) = self.jobs.get_mut(task) else {
+            return;
+        };
         job.awards.push(AwardRow {
             no,
             executor: executor.clone(),
@@ -298,6 +203,7 @@ impl Node {
             lease_until_ms: 0,
             paused_since_ms: None,
             units_done: 0,
+            useful_units: None,
         });
         job.phase = Phase::Awarded;
         job.marks.awarded_ms = now;
@@ -305,6 +211,10 @@ impl Node {
         job.reason = Some(Reason::until("waiting_for_accept", "awarded; the executor has not answered yet", accept_by_ms));
         self.journal("award", Some(task), serde_json::json!({"award_no": no, "executor": executor, "cap_mc": cap_mc}));
         self.move_award_money(now, task, no, Event::Lock, cap_mc);
+        if !own && self.jobs.get(task).and_then(Job::current).is_some_and(|a| a.money != Money::Locked) {
+            self.end(now, task, TaskState::Failed, Reason::new("amount_range", "the book cannot hold this amount"));
+            return;
+        }
         let body = if directed { Body::Request(Box::new(award)) } else { Body::Award(Box::new(award)) };
         self.send_peer(&executor, body, settle_by_ms);
         self.changed(task);
@@ -327,8 +237,12 @@ impl Node {
             return Err(Refused::new("entry_mismatch", "the signed entry states something else"));
         }
         self.admit_job_entry(now, &accept.task, from, &accept.entry)?;
-        let Some(job) = self.jobs.get_mut(&accept.task) else { return Ok(()) };
-        let Some(award) = job.award_mut(no) else { return Ok(()) };
+        let Some(job) = self.jobs.get_mut(&accept.task) else {
+            return Ok(());
+        };
+        let Some(award) = job.award_mut(no) else {
+            return Ok(());
+        };
         if award.state == AwardState::Sent {
             award.state = AwardState::Accepted;
             award.unit_price_mc = Some(accept.unit_price_mc);
@@ -339,9 +253,13 @@ impl Node {
                 job.marks.accepted_ms = now;
                 job.reason = Some(Reason::new("working", "the executor has accepted"));
             }
+            let useful = self.jobs.get(&accept.task).and_then(|j| j.awards.iter().find(|a| a.no == no)).and_then(|a| a.useful_units);
             self.journal("accept", Some(&accept.task), serde_json::json!({"award_no": no, "executor": from, "total_mc": accept.total_mc}));
+            if let Some(useful) = useful {
+                self.on_stopped(now, &accept.task, no, useful);
+            }
         } else if award.state == AwardState::Superseded {
-            let withdraw = Withdraw { task: accept.task.clone(), below_award_no: current };
+            let withdraw = Withdraw { task: accept.task.clone(), below_award_no: current.saturating_add(1) };
             self.send_peer(from, Body::Withdraw(withdraw), now.saturating_add(self.policy.message_ttl_ms));
         }
         self.changed(&accept.task);
@@ -356,9 +274,10 @@ impl Node {
             retry_at_ms: decline.retry_at_ms,
         };
         if decline.award_no == 0 {
+            let known = self.peer(from).tier != super::peer::Tier::Stranger;
             let job = self.jobs.get_mut(&decline.task).filter(|j| j.phase == Phase::Placing);
             let job = job.ok_or_else(|| Refused::new("task_unknown", "no open offer of ours"))?;
-            if job.refusals.len() < 256 {
+            if job.refusals.len() < 256 || known {
                 job.refusals.insert(from.to_owned(), reason);
             }
             self.dirty.jobs.insert(decline.task.clone());
@@ -369,7 +288,9 @@ impl Node {
         let entry = decline.entry.as_ref().ok_or_else(|| Refused::new("entry_missing", "a declined award needs a signed entry"))?;
         match &entry.what {
             Act::Declined { award_no, code } if *award_no == decline.award_no && *code == decline.code => {}
-            _ => return Err(Refused::new("entry_mismatch", "the signed entry states something else")),
+            _ => {
+                return Err(Refused::new("entry_mismatch", "the signed entry states something else"));
+            }
         }
         self.admit_job_entry(now, &decline.task, from, entry)?;
         self.award_gone(now, &decline.task, decline.award_no, reason);
@@ -378,8 +299,12 @@ impl Node {
 
     /// The executor of this award says that it will not deliver: release the money and look elsewhere.
     pub(super) fn award_gone(&mut self, now: Ms, task: &str, no: u32, reason: Reason) {
-        let Some(job) = self.jobs.get_mut(task) else { return };
-        let Some(award) = job.award_mut(no) else { return };
+        let Some(job) = self.jobs.get_mut(task) else {
+            return;
+        };
+        let Some(award) = job.award_mut(no) else {
+            return;
+        };
         if matches!(award.state, AwardState::Declined | AwardState::Delivered) {
             return;
         }
@@ -387,8 +312,10 @@ impl Node {
         let executor = award.executor.clone();
         self.journal("declined", Some(task), serde_json::json!({"award_no": no, "code": reason.code}));
         self.move_award_money(now, task, no, Event::Decline, 0);
-        let Some(job) = self.jobs.get_mut(task) else { return };
-        if job.phase == Phase::Ended || job.current().is_none_or(|a| a.no != no) {
+        let Some(job) = self.jobs.get_mut(task) else {
+            return;
+        };
+        if !matches!(job.phase, Phase::Awarded | Phase::Working) || job.current().is_none_or(|a| a.no != no) {
             return;
         }
         job.refusals.insert(executor, reason.clone());
@@ -416,7 +343,9 @@ impl Node {
         let is_current = job.current().is_some_and(|a| a.no == no) && job.phase != Phase::Ended;
         match update.news {
             News::Working { units_done, units_total } => {
-                let Some(award) = job.award_mut(no) else { return Ok(()) };
+                let Some(award) = job.award_mut(no) else {
+                    return Ok(());
+                };
                 award.lease_until_ms = now.saturating_add(ttl);
                 award.paused_since_ms = None;
                 award.units_done = units_done;
@@ -427,18 +356,26 @@ impl Node {
                 self.changed(&task);
             }
             News::Paused { reason, retry_at_ms } => {
-                let Some(award) = job.award_mut(no) else { return Ok(()) };
+                let Some(award) = job.award_mut(no) else {
+                    return Ok(());
+                };
                 award.paused_since_ms.get_or_insert(now);
                 award.lease_until_ms = now.saturating_add(ttl);
                 if is_current {
                     let code: String = reason.chars().take(32).collect();
-                    job.reason = Some(Reason { code: format!("paused: {code}"), text: "the executor's owner has taken the hardware; the work goes on from its checkpoint".into(), retry_at_ms });
+                    job.reason = Some(Reason {
+                        code: format!("paused: {code}"),
+                        text: "the executor's owner has taken the hardware; the work goes on from its checkpoint".into(),
+                        retry_at_ms,
+                    });
                 }
                 self.dirty.jobs.insert(task.clone());
                 self.journal("paused", Some(&task), serde_json::json!({"award_no": no, "reason": reason, "retry_at_ms": retry_at_ms}));
                 self.changed(&task);
             }
-            News::Completed(result) => return self.on_result(now, chance, from, &task, no, *result),
+            News::Completed(result) => {
+                return self.on_result(now, chance, from, &task, no, *result);
+            }
             News::Failed { code, message, entry } => {
                 if entry.what != (Act::Failed { award_no: no, code: code.clone() }) {
                     return Err(Refused::new("entry_mismatch", "the signed entry states something else"));
@@ -475,8 +412,15 @@ impl Node {
 
     /// Tells every executor that may still work on the task to stop.
     pub(super) fn cancel_awards(&mut self, now: Ms, task: &str) {
-        let Some(job) = self.jobs.get(task) else { return };
-        let open: Vec<_> = job.awards.iter().filter(|a| matches!(a.state, AwardState::Sent | AwardState::Accepted | AwardState::Superseded)).map(|a| a.executor.clone()).collect();
+        let Some(job) = self.jobs.get(task) else {
+            return;
+        };
+        let open: Vec<_> = job
+            .awards
+            .iter()
+            .filter(|a| matches!(a.state, AwardState::Sent | AwardState::Accepted | AwardState::Superseded))
+            .map(|a| a.executor.clone())
+            .collect();
         if open.is_empty() {
             return;
         }
@@ -495,7 +439,9 @@ impl Node {
     /// Ends the task. Money that is still undecided stays locked, and the job stays live until it is decided.
     pub(super) fn end(&mut self, now: Ms, task: &str, state: TaskState, reason: Reason) {
         let me = self.policy.me.clone();
-        let Some(job) = self.jobs.get_mut(task) else { return };
+        let Some(job) = self.jobs.get_mut(task) else {
+            return;
+        };
         let offered = job.round > 0;
         let pool = match &job.route {
             Route::Pool(pool) if offered && job.phase == Phase::Placing => Some(pool.clone()),
@@ -524,7 +470,9 @@ impl Node {
 
     /// What time alone does to a job.
     pub(super) fn job_timers(&mut self, now: Ms, task: &str) {
-        let Some(job) = self.jobs.get(task) else { return };
+        let Some(job) = self.jobs.get(task) else {
+            return;
+        };
         let skew = self.policy.skew_ms;
         let deadline = job.deadline_ms;
         match job.phase {
@@ -536,15 +484,21 @@ impl Node {
             Phase::Placing if job.round > 0 && now >= job.offer_expires_ms => self.place(now, task),
             Phase::Awarded | Phase::Working if now >= deadline.saturating_add(skew) => {
                 self.cancel_awards(now, task);
-                self.end(now, task, TaskState::Failed, Reason::new("deadline_passed", "no result came before the deadline; the money stays locked until it is settled or `settle_by` passes"));
+                self.end(
+                    now,
+                    task,
+                    TaskState::Failed,
+                    Reason::new(
+                        "deadline_passed",
+                        "no result came before the deadline; the money stays locked until it is settled or `settle_by` passes",
+                    ),
+                );
             }
-            Phase::Awarded if job.current().is_some_and(|a| now >= a.accept_by_ms.saturating_add(skew)) => self.supersede(now, task, "accept_timeout"),
-            Phase::Working if matches!(job.route, Route::Pool(_)) => {
-                let max_ms = self.policy.max_hibernate_s.saturating_mul(1000);
-                let lost = job.current().is_some_and(|a| match a.paused_since_ms {
-                    Some(since) => now >= since.saturating_add(max_ms),
-                    None => now >= a.lease_until_ms,
-                });
+            Phase::Awarded if self.online && job.current().is_some_and(|a| now >= a.accept_by_ms.saturating_add(skew)) => {
+                self.supersede(now, task, "accept_timeout")
+            }
+            Phase::Working if self.online && matches!(job.route, Route::Pool(_)) => {
+                let lost = job.current().is_some_and(|a| now >= self.lease_ends_ms(a));
                 if lost {
                     self.supersede(now, task, "lease_expired");
                 }
@@ -556,8 +510,12 @@ impl Node {
 
     /// The executor has not answered or its lease ran out: withdraw, and award anew with a higher number.
     fn supersede(&mut self, now: Ms, task: &str, code: &str) {
-        let Some(job) = self.jobs.get_mut(task) else { return };
-        let Some(award) = job.awards.last_mut() else { return };
+        let Some(job) = self.jobs.get_mut(task) else {
+            return;
+        };
+        let Some(award) = job.awards.last_mut() else {
+            return;
+        };
         award.state = AwardState::Superseded;
         let (no, executor) = (award.no, award.executor.clone());
         job.refusals.insert(executor.clone(), Reason::until(code, "no sign of life from the executor", now));
@@ -567,12 +525,19 @@ impl Node {
         self.place(now, task);
     }
 
+    /// When a lease runs out: after its time without a sign of life, a paused one after the longest hibernation.
+    fn lease_ends_ms(&self, award: &AwardRow) -> Ms {
+        let patience_ms = self.policy.max_hibernate_s.saturating_mul(1000);
+        award.paused_since_ms.map_or(0, |since| since.saturating_add(patience_ms)).max(award.lease_until_ms)
+    }
+
+    /// When time alone changes a job. What only an online node may judge is not due while it is offline.
     pub(super) fn job_wake_ms(&self, job: &Job) -> Ms {
         let mut wake = Ms::MAX;
         let mut at = |ms: Ms| wake = wake.min(ms);
         let skew = self.policy.skew_ms;
-        match job.phase {
-            Phase::Placing => {
+        match (job.phase, job.current()) {
+            (Phase::Placing, _) => {
                 at(job.deadline_ms);
                 job.window_ends_ms.into_iter().for_each(&mut at);
                 job.again_at_ms.into_iter().for_each(&mut at);
@@ -580,20 +545,16 @@ impl Node {
                     at(job.offer_expires_ms);
                 }
             }
-            Phase::Awarded => {
+            (Phase::Awarded | Phase::Working, award) => {
                 at(job.deadline_ms.saturating_add(skew));
-                job.current().map(|a| a.accept_by_ms.saturating_add(skew)).into_iter().for_each(&mut at);
-            }
-            Phase::Working => {
-                at(job.deadline_ms.saturating_add(skew));
-                if let (Some(award), Route::Pool(_)) = (job.current(), &job.route) {
-                    at(award.paused_since_ms.map_or(award.lease_until_ms, |since| since.saturating_add(self.policy.max_hibernate_s.saturating_mul(1000))));
+                if let Some(award) = award.filter(|_| self.online && matches!(job.route, Route::Pool(_))) {
+                    at(if job.phase == Phase::Awarded { award.accept_by_ms.saturating_add(skew) } else { self.lease_ends_ms(award) });
                 }
             }
-            Phase::Checking | Phase::Ended => {}
+            (Phase::Checking | Phase::Ended, _) => {}
         }
-        for award in job.awards.iter().filter(|a| a.money == Money::Locked) {
-            at(award.settle_by_ms);
+        if self.online && job.phase != Phase::Checking {
+            job.awards.iter().filter(|a| a.money == Money::Locked).for_each(|a| at(a.settle_by_ms));
         }
         wake
     }
@@ -613,7 +574,9 @@ impl Node {
 
     pub(super) fn write_job_entry(&mut self, now: Ms, task: &str, what: Act) -> Entry {
         let (me, key) = (self.policy.me.clone(), self.policy.key.clone());
-        let Some(job) = self.jobs.get_mut(task) else { return Entry::blank() };
+        let Some(job) = self.jobs.get_mut(task) else {
+            return Entry::blank();
+        };
         let entry = history::write(&mut job.heads, now, Draft { task, requester: &me, author: &me, key: &key, what });
         self.dirty.jobs.insert(task.to_owned());
         self.put(Row::Entry(Box::new(entry.clone())));
@@ -623,7 +586,9 @@ impl Node {
     pub(super) fn admit_job_entry(&mut self, now: Ms, task: &str, from: &str, entry: &Entry) -> Result<(), Refused> {
         let me = self.policy.me.clone();
         self.entry_belongs(task, &me, from, entry)?;
-        let Some(job) = self.jobs.get_mut(task) else { return Ok(()) };
+        let Some(job) = self.jobs.get_mut(task) else {
+            return Ok(());
+        };
         let admitted = history::admit(&mut job.heads, now, entry);
         self.dirty.jobs.insert(task.to_owned());
         if admitted.as_ref().is_err_and(|e| e.code == "equivocation") {
@@ -637,8 +602,12 @@ impl Node {
 
     /// Moves the money of an award, in the ledger and on its row.
     pub(super) fn move_award_money(&mut self, now: Ms, task: &str, no: u32, event: Event, amount_mc: u64) {
-        let Some(job) = self.jobs.get_mut(task) else { return };
-        let Some(award) = job.awards.iter_mut().find(|a| a.no == no) else { return };
+        let Some(job) = self.jobs.get_mut(task) else {
+            return;
+        };
+        let Some(award) = job.awards.iter_mut().find(|a| a.no == no) else {
+            return;
+        };
         if award.executor == self.policy.me {
             award.money = if event == Event::Lock { Money::None } else { award.money };
             return;

@@ -7,13 +7,21 @@ use super::ledger::{Event, Side, State as Money};
 use super::requester::sample_size;
 use super::step::{Chance, Change, Effect, EngagementKey, Findings, Ms, Refused, Row};
 use crate::wire::entry::Act;
-use crate::wire::message::{Body, Receipt, Refusal, WorkResult};
 use crate::wire::market::Withdraw;
+use crate::wire::message::{Body, Receipt, Refusal, WorkResult};
 use crate::wire::proof::{Evidence, Proof};
 
 impl Node {
     /// A result has come: keep it, draw the sample, have it checked.
-    pub(super) fn on_result(&mut self, now: Ms, chance: &mut Chance, from: &str, task: &str, no: u32, result: WorkResult) -> Result<(), Refused> {
+    pub(super) fn on_result(
+        &mut self,
+        now: Ms,
+        chance: &mut Chance,
+        from: &str,
+        task: &str,
+        no: u32,
+        result: WorkResult,
+    ) -> Result<(), Refused> {
         let me = self.policy.me.clone();
         let proof = &result.proof;
         let hash = proof.hash().map_err(|e| Refused::new("proof_invalid", e.to_string()))?;
@@ -35,7 +43,9 @@ impl Node {
             return Err(Refused::new("entry_mismatch", "the signed entry states something else"));
         }
         self.admit_job_entry(now, task, from, &result.entry)?;
-        let Some(job) = self.jobs.get(task) else { return Ok(()) };
+        let Some(job) = self.jobs.get(task) else {
+            return Ok(());
+        };
         if award.state == AwardState::Delivered {
             return Ok(());
         }
@@ -45,7 +55,14 @@ impl Node {
         }
         let units = proof.units;
         let fault = claim_fault(job.units, job.deadline_ms.saturating_add(self.policy.skew_ms), award.unit_price_mc, award.cap_mc, proof);
-        let sample = if from == me { Vec::new() } else { draw(chance, units, sample_size(units, self.policy.forged_share_bp, self.policy.detection_bp)) };
+        let k = match self.policy.verification.as_str() {
+            _ if from == me => 0,
+            "none" | "schema" => 0,
+            "full" | "replicated" => units,
+            _ => sample_size(units, self.policy.forged_share_bp, self.policy.detection_bp),
+        };
+        // A claim that is false already is not worth a draw, and its unit count may be anything.
+        let sample = if fault.is_some() { Vec::new() } else { draw(chance, units, k) };
         self.keep_result(task, &result);
         let outcome = Outcome {
             award_no: no,
@@ -57,12 +74,19 @@ impl Node {
             quality_bp: None,
             late: false,
         };
-        let Some(job) = self.jobs.get_mut(task) else { return Ok(()) };
+        let Some(job) = self.jobs.get_mut(task) else {
+            return Ok(());
+        };
         job.outcome = Some(outcome);
         job.phase = Phase::Checking;
-        job.state = TaskState::Working;
         job.marks.received_ms = now;
-        job.reason = Some(Reason::new("checking", format!("the result is here; {} of {units} units are being recomputed", sample.len())));
+        job.window_ends_ms = None;
+        // A task that was ended keeps its state until the result is paid: a result from before a cancel is payable.
+        if !job.state.is_final() {
+            job.state = TaskState::Working;
+            job.reason =
+                Some(Reason::new("checking", format!("the result is here; {} of {units} units are being recomputed", sample.len())));
+        }
         if let Some(award) = job.award_mut(no) {
             award.state = AwardState::Delivered;
         }
@@ -71,7 +95,14 @@ impl Node {
         self.withdraw_others(now, task, no);
         match fault {
             Some(evidence) => {
-                let findings = Findings { assurance: "none".into(), input: true, output: false, schema: None, units_checked: 0, fault: Some(evidence) };
+                let findings = Findings {
+                    assurance: "none".into(),
+                    input: true,
+                    output: false,
+                    schema: None,
+                    units_checked: 0,
+                    fault: Some(evidence),
+                };
                 self.on_checked(now, task, no, findings);
             }
             None => self.out.effects.push(Effect::Check { task: task.to_owned(), award_no: no, sample }),
@@ -83,9 +114,11 @@ impl Node {
     /// A result for an award that is settled already, or after another one was taken: kept if it may still be of use,
     /// never paid on its own.
     fn keep_late(&mut self, now: Ms, task: &str, no: u32, from: &str, result: WorkResult, settled: bool) -> Result<(), Refused> {
-        let Some(job) = self.jobs.get(task) else { return Ok(()) };
+        let Some(job) = self.jobs.get(task) else {
+            return Ok(());
+        };
         let proof = result.proof.clone();
-        if settled && job.outcome.is_none() && job.state != TaskState::Completed {
+        if settled && job.outcome.is_none() && job.phase == Phase::Ended && job.state != TaskState::Completed {
             self.keep_result(task, &result);
             let outcome = Outcome {
                 award_no: no,
@@ -115,7 +148,9 @@ impl Node {
     }
 
     fn withdraw_others(&mut self, now: Ms, task: &str, taken: u32) {
-        let Some(job) = self.jobs.get(task) else { return };
+        let Some(job) = self.jobs.get(task) else {
+            return;
+        };
         let below = job.awards.len() as u32 + 1;
         let open: Vec<_> = job
             .awards
@@ -131,8 +166,12 @@ impl Node {
 
     /// The recomputation is done: pay or refuse.
     pub(super) fn on_checked(&mut self, now: Ms, task: &str, no: u32, findings: Findings) {
-        let Some(job) = self.jobs.get_mut(task) else { return };
-        let Some(outcome) = job.outcome.as_mut().filter(|o| o.award_no == no && o.findings.is_none() && !o.late) else { return };
+        let Some(job) = self.jobs.get_mut(task) else {
+            return;
+        };
+        let Some(outcome) = job.outcome.as_mut().filter(|o| o.award_no == no && o.findings.is_none() && !o.late) else {
+            return;
+        };
         let unverified = matches!(findings.assurance.as_str(), "none" | "schema") && findings.fault.is_none();
         outcome.quality_bp = if unverified { None } else { Some(if findings.fault.is_some() { 0 } else { 10_000 }) };
         let fault = findings.fault.clone();
@@ -145,11 +184,20 @@ impl Node {
             Some(quality) => quality >= self.policy.pay_from_bp,
             None => self.policy.accepts_unverified(tier),
         };
-        self.journal("checked", Some(task), serde_json::json!({"award_no": no, "quality_bp": quality, "fault": fault.as_ref().map(|f| f.code.clone())}));
+        self.journal(
+            "checked",
+            Some(task),
+            serde_json::json!({"award_no": no, "quality_bp": quality, "fault": fault.as_ref().map(|f| f.code.clone())}),
+        );
         if pays {
             self.pay(now, task, no, &executor, &proof, quality);
         } else {
-            let evidence = fault.unwrap_or_else(|| Evidence { code: "unverified".into(), unit: None, expected: String::new(), received: String::new() });
+            let evidence = fault.unwrap_or_else(|| Evidence {
+                code: "unverified".into(),
+                unit: None,
+                expected: String::new(),
+                received: String::new(),
+            });
             self.refuse_outcome(now, task, no, &executor, &proof, evidence);
         }
     }
@@ -175,13 +223,19 @@ impl Node {
     fn refuse_outcome(&mut self, now: Ms, task: &str, no: u32, executor: &str, proof: &Proof, evidence: Evidence) {
         let code = evidence.code.clone();
         self.refuse(now, task, no, proof, evidence);
-        if code != "unverified" {
+        if executor != self.policy.me && !matches!(code.as_str(), "unverified" | "result_late") {
             self.edit_peer(executor, |peer| peer.frauds = peer.frauds.saturating_add(1));
         }
         let reason = Reason::new(&code, "the result was refused after verification; nothing was paid");
-        let Some(job) = self.jobs.get_mut(task) else { return };
+        let Some(job) = self.jobs.get_mut(task) else {
+            return;
+        };
         job.refusals.insert(executor.to_owned(), reason.clone());
-        if now < job.deadline_ms && matches!(job.route, Route::Pool(_)) {
+        if job.state.is_final() {
+            // Canceled or past its deadline before: it stays what it was.
+            let (state, reason) = (job.state, job.reason.clone().unwrap_or(reason));
+            self.end(now, task, state, reason);
+        } else if now < job.deadline_ms && matches!(job.route, Route::Pool(_)) {
             job.outcome = None;
             self.place(now, task);
         } else {
@@ -207,10 +261,26 @@ impl Node {
     /// The executor has stopped after our cancel.
     pub(super) fn on_stopped(&mut self, now: Ms, task: &str, no: u32, useful_units: u32) {
         let on_cancel = self.policy.on_cancel.clone();
-        let Some(job) = self.jobs.get_mut(task) else { return };
-        let Some(award) = job.award_mut(no) else { return };
+        let Some(job) = self.jobs.get_mut(task) else {
+            return;
+        };
+        if !job.state.is_final() {
+            // Nobody asked it to stop: it is a failure, and nothing is owed.
+            self.award_gone(now, task, no, Reason::new("stopped", "the executor stopped by itself"));
+            return;
+        }
+        let most = if job.units == 0 { u32::MAX } else { job.units };
+        let Some(award) = job.award_mut(no).filter(|a| !matches!(a.state, AwardState::Declined | AwardState::Delivered)) else {
+            return;
+        };
+        if award.unit_price_mc.is_none() && useful_units > 0 && on_cancel == "units" {
+            // The acceptance, which names the price, is still on its way.
+            award.useful_units = Some(useful_units);
+            self.dirty.jobs.insert(task.to_owned());
+            return;
+        }
         award.state = AwardState::Declined;
-        let cost_mc = u64::from(useful_units).saturating_mul(award.unit_price_mc.unwrap_or(0)).min(award.cap_mc);
+        let cost_mc = u64::from(useful_units.min(most)).saturating_mul(award.unit_price_mc.unwrap_or(0)).min(award.cap_mc);
         let executor = award.executor.clone();
         self.dirty.jobs.insert(task.to_owned());
         self.journal("stopped", Some(task), serde_json::json!({"award_no": no, "useful_units": useful_units}));
@@ -229,16 +299,23 @@ impl Node {
 
     /// After `settle_by`, and only after every inbox was read to its end since then, the requester releases alone.
     pub(super) fn settle_timers(&mut self, now: Ms, task: &str) {
-        let Some(job) = self.jobs.get(task) else { return };
+        let Some(job) = self.jobs.get(task) else {
+            return;
+        };
         if job.phase == Phase::Checking {
             return;
         }
-        let due: Vec<_> = job.awards.iter().filter(|a| a.money == Money::Locked && now >= a.settle_by_ms).map(|a| (a.no, a.settle_by_ms)).collect();
+        let due: Vec<_> = job
+            .awards
+            .iter()
+            .filter(|a| a.money == Money::Locked && now >= a.settle_by_ms && self.online)
+            .map(|a| (a.no, a.settle_by_ms))
+            .collect();
         for (no, settle_by_ms) in due {
-            if self.caught_up_ms > settle_by_ms {
+            if self.caught_up_ms >= settle_by_ms {
                 self.journal("settle_expired", Some(task), serde_json::json!({"award_no": no}));
                 self.move_award_money(now, task, no, Event::Expiry, 0);
-            } else if self.online && !self.draining {
+            } else if !self.draining {
                 self.draining = true;
                 self.out.effects.push(Effect::Drain);
             }
@@ -249,10 +326,13 @@ impl Node {
     pub(super) fn on_receipt(&mut self, now: Ms, from: &str, receipt: &Receipt) -> Result<(), Refused> {
         let key = engagement::key(from, &receipt.task, receipt.award_no);
         let work = self.work.get(&key).ok_or_else(|| Refused::new("engagement_unknown", "no such work is open here"))?;
-        let (claim, hash) = match &work.proof {
-            Some(proof) => (proof.cost_mc, proof.hash().unwrap_or_default()),
-            None => (u64::from(work.units_done).saturating_mul(work.unit_price_mc).min(work.total_mc), String::new()),
-        };
+        if work.is_work() {
+            return Err(Refused::new("receipt_early", "no result was sent for this award"));
+        }
+        if work.stage == Stage::Ended {
+            return Ok(());
+        }
+        let (claim, hash) = (work.claim_mc(), work.proof.as_ref().map_or(String::new(), |p| p.hash().unwrap_or_default()));
         let Act::Paid { award_no, cost_mc, proof, .. } = &receipt.entry.what else {
             return Err(Refused::new("entry_mismatch", "the signed entry is not a receipt"));
         };
@@ -260,7 +340,7 @@ impl Node {
             return Err(Refused::new("receipt_mismatch", "the receipt is for another proof"));
         }
         let cost_mc = *cost_mc;
-        self.admit_work_entry(now, &key, from, &receipt.entry)?;
+        self.admit_work_entry(now, &key, &receipt.entry)?;
         if cost_mc != claim {
             self.dispute(now, &key, "receipt_short");
             return Ok(());
@@ -269,7 +349,11 @@ impl Node {
         if from != self.policy.me {
             self.edit_peer(from, |peer| peer.completed = peer.completed.saturating_add(1));
         }
-        self.journal("receipt_received", Some(&receipt.task), serde_json::json!({"award_no": receipt.award_no, "cost_mc": cost_mc, "from": from}));
+        self.journal(
+            "receipt_received",
+            Some(&receipt.task),
+            serde_json::json!({"award_no": receipt.award_no, "cost_mc": cost_mc, "from": from}),
+        );
         self.end_work(now, &key, "paid");
         Ok(())
     }
@@ -279,6 +363,9 @@ impl Node {
         let key = engagement::key(from, &refusal.task, refusal.award_no);
         let work = self.work.get(&key).ok_or_else(|| Refused::new("engagement_unknown", "no such work is open here"))?;
         let proof = work.proof.clone().ok_or_else(|| Refused::new("refusal_early", "no result was sent for this award"))?;
+        if work.stage == Stage::Ended {
+            return Ok(());
+        }
         let stated = Act::Refused {
             award_no: refusal.award_no,
             proof: proof.hash().unwrap_or_default(),
@@ -289,20 +376,34 @@ impl Node {
             return Err(Refused::new("entry_mismatch", "the signed entry states something else"));
         }
         let late = proof.finished_ms > work.result_by_ms;
-        self.admit_work_entry(now, &key, from, &refusal.entry)?;
+        let promised = !matches!(work.verification.as_str(), "none" | "schema");
+        let due = u64::from(work.units).saturating_mul(work.unit_price_mc).min(work.total_mc);
+        let miscounted = proof.cost_mc != due || proof.units != work.units || proof.unit_price_mc != work.unit_price_mc;
+        self.admit_work_entry(now, &key, &refusal.entry)?;
         match refusal.evidence.code.as_str() {
-            "superseded" | "unverified" => self.on_evidence(now, &key, true),
+            "superseded" => self.on_evidence(now, &key, true),
+            // Whoever promised to verify cannot refuse because nothing was verified.
+            "unverified" => self.on_evidence(now, &key, !promised),
             "result_late" => self.on_evidence(now, &key, late),
-            _ => self.out.effects.push(Effect::CheckEvidence { key, evidence: refusal.evidence.clone() }),
+            "cost_mismatch" => self.on_evidence(now, &key, miscounted),
+            _ => {
+                if let Some(work) = self.work.get_mut(&key) {
+                    work.evidence = Some(refusal.evidence.clone());
+                    self.dirty.work.insert(key.clone());
+                }
+                self.out.effects.push(Effect::CheckEvidence { key, evidence: refusal.evidence.clone() });
+            }
         }
         Ok(())
     }
 
     /// The evidence was recomputed here.
     pub(super) fn on_evidence(&mut self, now: Ms, key: &EngagementKey, holds: bool) {
-        if self.work.get(key).is_none_or(|w| w.stage == Stage::Ended) {
+        let Some(work) = self.work.get_mut(key).filter(|w| matches!(w.stage, Stage::Finished | Stage::Overdue | Stage::Disputed)) else {
             return;
-        }
+        };
+        work.evidence = None;
+        self.dirty.work.insert(key.clone());
         if holds {
             self.move_work_money(now, key, Event::Refusal, 0);
             let task = self.work.get(key).map(|w| w.task.clone());
@@ -313,9 +414,21 @@ impl Node {
         }
     }
 
+    /// No receipt and no refusal in time: the claim stands. Where nothing is claimed there is nothing to hold.
+    pub(super) fn overdue(&mut self, now: Ms, key: &EngagementKey) {
+        if self.work.get(key).is_some_and(|w| w.claim_mc() > 0) {
+            self.dispute(now, key, "overdue");
+        } else {
+            self.move_work_money(now, key, Event::Decline, 0);
+            self.end_work(now, key, "unacknowledged");
+        }
+    }
+
     /// That peer's credit drops to nothing until the owner clears it (`legion peers trust`). The claim stands.
     pub(super) fn dispute(&mut self, now: Ms, key: &EngagementKey, code: &str) {
-        let Some(work) = self.work.get_mut(key) else { return };
+        let Some(work) = self.work.get_mut(key) else {
+            return;
+        };
         if matches!(work.stage, Stage::Disputed | Stage::Ended) {
             return;
         }
@@ -330,7 +443,9 @@ impl Node {
     }
 
     pub(super) fn move_work_money(&mut self, now: Ms, key: &EngagementKey, event: Event, amount_mc: u64) {
-        let Some(work) = self.work.get_mut(key) else { return };
+        let Some(work) = self.work.get_mut(key) else {
+            return;
+        };
         if work.requester == self.policy.me {
             return;
         }
@@ -362,7 +477,12 @@ fn claim_fault(units: u32, result_by_ms: Ms, unit_price_mc: Option<u64>, cap_mc:
         return Some(Evidence { code: "cost_mismatch".into(), unit: None, expected: due.to_string(), received: proof.cost_mc.to_string() });
     }
     if proof.finished_ms > result_by_ms {
-        return Some(Evidence { code: "result_late".into(), unit: None, expected: result_by_ms.to_string(), received: proof.finished_ms.to_string() });
+        return Some(Evidence {
+            code: "result_late".into(),
+            unit: None,
+            expected: result_by_ms.to_string(),
+            received: proof.finished_ms.to_string(),
+        });
     }
     None
 }

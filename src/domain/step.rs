@@ -77,12 +77,20 @@ pub struct Refused {
     pub code: String,
     /// For a person: what happened and what to do next.
     pub message: String,
+    /// When another try may succeed, Unix milliseconds, if that is known.
+    #[serde(default)]
+    pub retry_at_ms: Option<Ms>,
 }
 
 impl Refused {
     /// A refusal with this code and text.
     pub fn new(code: &str, message: impl Into<String>) -> Self {
-        Self { code: code.to_owned(), message: message.into() }
+        Self { code: code.to_owned(), message: message.into(), retry_at_ms: None }
+    }
+
+    /// The same with the time of another try.
+    pub fn retry_at(self, retry_at_ms: Option<Ms>) -> Self {
+        Self { retry_at_ms, ..self }
     }
 }
 
@@ -355,8 +363,8 @@ pub enum Row {
         #[serde(with = "hex::serde")]
         bytes: Vec<u8>,
     },
-    /// What we remember of a foreign task before we work on it.
-    Mark(super::executor::Mark),
+    /// What we remember of a foreign task beyond one award.
+    Mark(super::mark::Mark),
     /// The owner's switches.
     Owner(super::arbiter::OwnerState),
 }
@@ -369,7 +377,7 @@ pub enum Change {
     Put(Row),
     /// Remove a peer.
     DropPeer(Npub),
-    /// Forget a [`Row::Mark`].
+    /// Forget a [`Row::Mark`], and with it the checkpoint of that owner.
     DropMark(String),
     /// Remove the checkpoint and the input of work that has ended: `<requester>/<task>` and the engagement key.
     DropWork {

@@ -239,6 +239,10 @@ pub fn why(node: &Node, store: &Store, id: &str, now: u64) -> Result<Option<Valu
         None => rows::job(&store.view()?, id)?,
     };
     let Some(found) = found else { return Ok(None) };
+    let in_pool = match &found.route {
+        Route::Pool(pool) => Some(pool.as_str()),
+        Route::Peer(_) | Route::Own => None,
+    };
     let mut peers = Vec::new();
     for peer in node.peers().values() {
         let award = found.awards.iter().rev().find(|a| a.executor == peer.npub);
@@ -259,7 +263,7 @@ pub fn why(node: &Node, store: &Store, id: &str, now: u64) -> Result<Option<Valu
             || found.route == Route::Own
         {
             continue;
-        } else if peer.advertises(&found.skill, now) {
+        } else if in_pool.is_some_and(|pool| peer.advertises(&found.skill, pool, now)) {
             json!({"code": "no_answer", "text": "offers the skill, has not answered", "retry_at_ms": null})
         } else {
             json!({"code": "skill_not_offered", "text": "does not offer the skill now", "retry_at_ms": null})
