@@ -131,6 +131,7 @@ impl Node {
     }
 
     pub(super) fn write_work_entry(&mut self, now: Ms, key: &EngagementKey, what: Act) -> Entry {
+        self.dirty.work.insert(key.clone());
         let Some((requester, task, until)) = self.work_place(key) else {
             return Entry::blank();
         };
