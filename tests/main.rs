@@ -11,6 +11,7 @@ mod support {
 #[cfg(feature = "relay")]
 mod carrier;
 mod cli;
+mod domain;
 #[cfg(feature = "labor")]
 mod labor;
 #[cfg(all(feature = "relay", feature = "labor"))]
