@@ -27,6 +27,7 @@ pub struct OwnerState {
 
 impl Node {
     pub(super) fn on_pause(&mut self, now: Ms, mode: PauseMode, for_ms: Option<Ms>) {
+        self.unsettled = true;
         self.owner.paused = Some(Pause {
             mode,
             until_ms: for_ms.map(|ms| now.saturating_add(ms)),
@@ -56,6 +57,7 @@ impl Node {
     }
 
     pub(super) fn on_resume(&mut self) {
+        self.unsettled = true;
         let answer = if self.owner.paused.take().is_some() {
             self.put(Row::Owner(self.owner.clone()));
             self.journal("resume", None, serde_json::json!({}));
@@ -91,10 +93,16 @@ impl Node {
             .is_some_and(|until| now >= until)
         {
             self.owner.paused = None;
+            self.unsettled = true;
             self.put(Row::Owner(self.owner.clone()));
             self.journal("resume", None, serde_json::json!({"by": "time"}));
             self.out.effects.push(Effect::Readvertise);
         }
+        // Nothing that leases depend on has changed.
+        if self.dirty.work.is_empty() && !self.unsettled {
+            return;
+        }
+        self.unsettled = false;
         if !self.foreign_allowed() {
             self.revoke_foreign();
         }

@@ -285,6 +285,7 @@ impl Node {
             work.relays.clone(),
             work.lease_ttl_ms,
         );
+        self.rewake_work(key);
         if requester != self.policy.me {
             self.send(
                 Addressee::Peer(requester),
