@@ -139,13 +139,8 @@ impl Node {
         if work.started_ms == 0 {
             work.started_ms = now;
         }
-        // A requester that was told of a pause hears at once that it is over.
-        let wait_ms = if work.stage == Stage::Hibernating {
-            0
-        } else {
-            work.lease_ttl_ms / 3
-        };
-        work.keepalive_at_ms = now.saturating_add(wait_ms);
+        work.keepalive_at_ms = now.saturating_add(work.lease_ttl_ms / 3);
+        let told_of_pause = work.stage == Stage::Hibernating;
         work.stage = Stage::Running;
         let task = work.task.clone();
         self.dirty.work.insert(key.clone());
@@ -155,6 +150,10 @@ impl Node {
             serde_json::json!({"key": key, "resumed_from": resumed}),
         );
         self.out.effects.push(Effect::Start(key.clone()));
+        if told_of_pause {
+            // The requester hears at once that the pause is over.
+            self.keep_alive(now, key);
+        }
     }
 
     fn revoke_foreign(&mut self) {

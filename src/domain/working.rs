@@ -266,7 +266,7 @@ impl Node {
         }
     }
 
-    fn keep_alive(&mut self, now: Ms, key: &EngagementKey) {
+    pub(super) fn keep_alive(&mut self, now: Ms, key: &EngagementKey) {
         let Some(work) = self.work.get_mut(key) else {
             return;
         };
