@@ -405,15 +405,14 @@ fn policy(config: &Config, identity: &Identity, relays: &[String]) -> Result<Pol
 }
 
 fn permissions(config: &Config) -> Permissions {
-    let _ = config;
-    let tier = |rate| Permission {
-        rate_per_min: Some(rate),
+    let tier = |rate: u64| Permission {
+        rate_per_min: Some(u32::try_from(rate).unwrap_or(u32::MAX)),
         ..Permission::default()
     };
     Permissions {
         tier: BTreeMap::from([
-            ("trusted".to_owned(), tier(600)),
-            ("stranger".to_owned(), tier(60)),
+            ("trusted".to_owned(), tier(config.permissions.trusted.max_per_min)),
+            ("stranger".to_owned(), tier(config.permissions.stranger.max_per_min)),
         ]),
         ..Permissions::default()
     }
