@@ -411,8 +411,14 @@ fn permissions(config: &Config) -> Permissions {
     };
     Permissions {
         tier: BTreeMap::from([
-            ("trusted".to_owned(), tier(config.permissions.trusted.max_per_min)),
-            ("stranger".to_owned(), tier(config.permissions.stranger.max_per_min)),
+            (
+                "trusted".to_owned(),
+                tier(config.permissions.trusted.max_per_min),
+            ),
+            (
+                "stranger".to_owned(),
+                tier(config.permissions.stranger.max_per_min),
+            ),
         ]),
         ..Permissions::default()
     }
