@@ -162,8 +162,19 @@ impl Policy {
     pub fn permission(&self, peer: &Peer, skill: &str) -> Permission {
         let all = &self.permissions;
         let role = peer.lct.rsplit_once('#').map_or("", |(_, role)| role);
-        let mut combined = all.tier.get(peer.tier.as_str()).cloned().unwrap_or_default();
-        for level in [all.role.get(role), all.skill.get(skill), all.peer.get(&peer.npub)].into_iter().flatten() {
+        let mut combined = all
+            .tier
+            .get(peer.tier.as_str())
+            .cloned()
+            .unwrap_or_default();
+        for level in [
+            all.role.get(role),
+            all.skill.get(skill),
+            all.peer.get(&peer.npub),
+        ]
+        .into_iter()
+        .flatten()
+        {
             combined.narrow(level);
         }
         combined
@@ -174,14 +185,18 @@ impl Policy {
     /// # Errors
     /// `skill_unknown`, `permission_denied`.
     pub fn unit_price_mc(&self, peer: &Peer, skill: &str) -> Result<u64, Refused> {
-        let facts = self
-            .skills
-            .iter()
-            .find(|s| s.id == skill)
-            .ok_or_else(|| Refused::new("skill_unknown", format!("this node does not offer the skill: {skill}")))?;
+        let facts = self.skills.iter().find(|s| s.id == skill).ok_or_else(|| {
+            Refused::new(
+                "skill_unknown",
+                format!("this node does not offer the skill: {skill}"),
+            )
+        })?;
         let permission = self.permission(peer, skill);
         if permission.deny {
-            return Err(Refused::new("permission_denied", format!("the owner does not lend {skill} to this peer")));
+            return Err(Refused::new(
+                "permission_denied",
+                format!("the owner does not lend {skill} to this peer"),
+            ));
         }
         Ok(match peer.tier {
             Tier::Own => 0,

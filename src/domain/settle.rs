@@ -24,10 +24,14 @@ impl Node {
     ) -> Result<(), Refused> {
         let me = self.policy.me.clone();
         let proof = &result.proof;
-        let hash = proof.hash().map_err(|e| Refused::new("proof_invalid", e.to_string()))?;
+        let hash = proof
+            .hash()
+            .map_err(|e| Refused::new("proof_invalid", e.to_string()))?;
         let job = self.job_awarded(task, no, from)?;
         let award = job.awards.iter().find(|a| a.no == no).cloned();
-        let award = award.ok_or_else(|| Refused::new("award_no_unknown", "the task has no award with this number"))?;
+        let award = award.ok_or_else(|| {
+            Refused::new("award_no_unknown", "the task has no award with this number")
+        })?;
         let ours = proof.task == task
             && proof.award_no == no
             && proof.skill == job.skill
@@ -37,10 +41,21 @@ impl Node {
             && proof.terms == award.terms
             && proof.key == result.entry.key;
         if !ours {
-            return Err(Refused::new("proof_mismatch", "the proof is for other work, other terms or by another key"));
+            return Err(Refused::new(
+                "proof_mismatch",
+                "the proof is for other work, other terms or by another key",
+            ));
         }
-        if result.entry.what != (Act::Completed { award_no: no, proof: hash }) {
-            return Err(Refused::new("entry_mismatch", "the signed entry states something else"));
+        if result.entry.what
+            != (Act::Completed {
+                award_no: no,
+                proof: hash,
+            })
+        {
+            return Err(Refused::new(
+                "entry_mismatch",
+                "the signed entry states something else",
+            ));
         }
         self.admit_job_entry(now, task, from, &result.entry)?;
         let Some(job) = self.jobs.get(task) else {
@@ -54,7 +69,13 @@ impl Node {
             return self.keep_late(now, task, no, from, result, settled);
         }
         let units = proof.units;
-        let fault = claim_fault(job.units, job.deadline_ms.saturating_add(self.policy.skew_ms), award.unit_price_mc, award.cap_mc, proof);
+        let fault = claim_fault(
+            job.units,
+            job.deadline_ms.saturating_add(self.policy.skew_ms),
+            award.unit_price_mc,
+            award.cap_mc,
+            proof,
+        );
         let k = match self.policy.verification.as_str() {
             _ if from == me => 0,
             "none" | "schema" => 0,
@@ -62,7 +83,11 @@ impl Node {
             _ => sample_size(units, self.policy.forged_share_bp, self.policy.detection_bp),
         };
         // A claim that is false already is not worth a draw, and its unit count may be anything.
-        let sample = if fault.is_some() { Vec::new() } else { draw(chance, units, k) };
+        let sample = if fault.is_some() {
+            Vec::new()
+        } else {
+            draw(chance, units, k)
+        };
         self.keep_result(task, &result);
         let outcome = Outcome {
             award_no: no,
@@ -84,14 +109,23 @@ impl Node {
         // A task that was ended keeps its state until the result is paid: a result from before a cancel is payable.
         if !job.state.is_final() {
             job.state = TaskState::Working;
-            job.reason =
-                Some(Reason::new("checking", format!("the result is here; {} of {units} units are being recomputed", sample.len())));
+            job.reason = Some(Reason::new(
+                "checking",
+                format!(
+                    "the result is here; {} of {units} units are being recomputed",
+                    sample.len()
+                ),
+            ));
         }
         if let Some(award) = job.award_mut(no) {
             award.state = AwardState::Delivered;
         }
         self.dirty.jobs.insert(task.to_owned());
-        self.journal("result", Some(task), serde_json::json!({"award_no": no, "executor": from, "units": units, "sample": sample}));
+        self.journal(
+            "result",
+            Some(task),
+            serde_json::json!({"award_no": no, "executor": from, "units": units, "sample": sample}),
+        );
         self.withdraw_others(now, task, no);
         match fault {
             Some(evidence) => {
@@ -105,7 +139,11 @@ impl Node {
                 };
                 self.on_checked(now, task, no, findings);
             }
-            None => self.out.effects.push(Effect::Check { task: task.to_owned(), award_no: no, sample }),
+            None => self.out.effects.push(Effect::Check {
+                task: task.to_owned(),
+                award_no: no,
+                sample,
+            }),
         }
         self.changed(task);
         Ok(())
@@ -113,12 +151,24 @@ impl Node {
 
     /// A result for an award that is settled already, or after another one was taken: kept if it may still be of use,
     /// never paid on its own.
-    fn keep_late(&mut self, now: Ms, task: &str, no: u32, from: &str, result: WorkResult, settled: bool) -> Result<(), Refused> {
+    fn keep_late(
+        &mut self,
+        now: Ms,
+        task: &str,
+        no: u32,
+        from: &str,
+        result: WorkResult,
+        settled: bool,
+    ) -> Result<(), Refused> {
         let Some(job) = self.jobs.get(task) else {
             return Ok(());
         };
         let proof = result.proof.clone();
-        if settled && job.outcome.is_none() && job.phase == Phase::Ended && job.state != TaskState::Completed {
+        if settled
+            && job.outcome.is_none()
+            && job.phase == Phase::Ended
+            && job.state != TaskState::Completed
+        {
             self.keep_result(task, &result);
             let outcome = Outcome {
                 award_no: no,
@@ -134,16 +184,29 @@ impl Node {
                 job.outcome = Some(outcome);
                 self.dirty.jobs.insert(task.to_owned());
             }
-            self.journal("result_late", Some(task), serde_json::json!({"award_no": no, "executor": from}));
+            self.journal(
+                "result_late",
+                Some(task),
+                serde_json::json!({"award_no": no, "executor": from}),
+            );
         } else if !settled {
-            let evidence = Evidence { code: "superseded".into(), unit: None, expected: String::new(), received: String::new() };
+            let evidence = Evidence {
+                code: "superseded".into(),
+                unit: None,
+                expected: String::new(),
+                received: String::new(),
+            };
             self.refuse(now, task, no, &proof, evidence);
         }
         Ok(())
     }
 
     fn keep_result(&mut self, task: &str, result: &WorkResult) {
-        self.payload(task, "result", serde_json::to_vec(&result.output).unwrap_or_default());
+        self.payload(
+            task,
+            "result",
+            serde_json::to_vec(&result.output).unwrap_or_default(),
+        );
         self.payload(task, "units", result.units.clone().into_bytes());
     }
 
@@ -155,12 +218,25 @@ impl Node {
         let open: Vec<_> = job
             .awards
             .iter()
-            .filter(|a| a.no != taken && matches!(a.state, AwardState::Sent | AwardState::Accepted | AwardState::Superseded))
+            .filter(|a| {
+                a.no != taken
+                    && matches!(
+                        a.state,
+                        AwardState::Sent | AwardState::Accepted | AwardState::Superseded
+                    )
+            })
             .map(|a| a.executor.clone())
             .collect();
         for executor in open {
-            let withdraw = Withdraw { task: task.to_owned(), below_award_no: below };
-            self.send_peer(&executor, Body::Withdraw(withdraw), now.saturating_add(self.policy.message_ttl_ms));
+            let withdraw = Withdraw {
+                task: task.to_owned(),
+                below_award_no: below,
+            };
+            self.send_peer(
+                &executor,
+                Body::Withdraw(withdraw),
+                now.saturating_add(self.policy.message_ttl_ms),
+            );
         }
     }
 
@@ -169,17 +245,30 @@ impl Node {
         let Some(job) = self.jobs.get_mut(task) else {
             return;
         };
-        let Some(outcome) = job.outcome.as_mut().filter(|o| o.award_no == no && o.findings.is_none() && !o.late) else {
+        let Some(outcome) = job
+            .outcome
+            .as_mut()
+            .filter(|o| o.award_no == no && o.findings.is_none() && !o.late)
+        else {
             return;
         };
-        let unverified = matches!(findings.assurance.as_str(), "none" | "schema") && findings.fault.is_none();
-        outcome.quality_bp = if unverified { None } else { Some(if findings.fault.is_some() { 0 } else { 10_000 }) };
+        let unverified =
+            matches!(findings.assurance.as_str(), "none" | "schema") && findings.fault.is_none();
+        outcome.quality_bp = if unverified {
+            None
+        } else {
+            Some(if findings.fault.is_some() { 0 } else { 10_000 })
+        };
         let fault = findings.fault.clone();
         let quality = outcome.quality_bp;
         let (executor, proof) = (outcome.executor.clone(), outcome.proof.clone());
         outcome.findings = Some(findings);
         self.dirty.jobs.insert(task.to_owned());
-        let tier = if executor == self.policy.me { super::peer::Tier::Own } else { self.peer(&executor).tier };
+        let tier = if executor == self.policy.me {
+            super::peer::Tier::Own
+        } else {
+            self.peer(&executor).tier
+        };
         let pays = match quality {
             Some(quality) => quality >= self.policy.pay_from_bp,
             None => self.policy.accepts_unverified(tier),
@@ -202,31 +291,74 @@ impl Node {
         }
     }
 
-    fn pay(&mut self, now: Ms, task: &str, no: u32, executor: &str, proof: &Proof, quality_bp: Option<u32>) {
+    fn pay(
+        &mut self,
+        now: Ms,
+        task: &str,
+        no: u32,
+        executor: &str,
+        proof: &Proof,
+        quality_bp: Option<u32>,
+    ) {
         let hash = proof.hash().unwrap_or_default();
         let cost_mc = proof.cost_mc;
         self.move_award_money(now, task, no, Event::Receipt, cost_mc);
-        let what = Act::Paid { award_no: no, cost_mc, proof: hash, quality_bp };
+        let what = Act::Paid {
+            award_no: no,
+            cost_mc,
+            proof: hash,
+            quality_bp,
+        };
         let entry = self.write_job_entry(now, task, what);
-        let receipt = Receipt { task: task.to_owned(), award_no: no, entry };
-        self.send_peer(executor, Body::Receipt(Box::new(receipt)), now.saturating_add(self.policy.message_ttl_ms));
+        let receipt = Receipt {
+            task: task.to_owned(),
+            award_no: no,
+            entry,
+        };
+        self.send_peer(
+            executor,
+            Body::Receipt(Box::new(receipt)),
+            now.saturating_add(self.policy.message_ttl_ms),
+        );
         if executor != self.policy.me {
-            self.edit_peer(executor, |peer| peer.completed = peer.completed.saturating_add(1));
+            self.edit_peer(executor, |peer| {
+                peer.completed = peer.completed.saturating_add(1)
+            });
         }
         if let Some(job) = self.jobs.get_mut(task) {
             job.cost_mc = cost_mc;
         }
-        self.journal("receipt", Some(task), serde_json::json!({"award_no": no, "cost_mc": cost_mc, "executor": executor}));
-        self.end(now, task, TaskState::Completed, Reason::new("completed", "the result was verified and paid"));
+        self.journal(
+            "receipt",
+            Some(task),
+            serde_json::json!({"award_no": no, "cost_mc": cost_mc, "executor": executor}),
+        );
+        self.end(
+            now,
+            task,
+            TaskState::Completed,
+            Reason::new("completed", "the result was verified and paid"),
+        );
     }
 
-    fn refuse_outcome(&mut self, now: Ms, task: &str, no: u32, executor: &str, proof: &Proof, evidence: Evidence) {
+    fn refuse_outcome(
+        &mut self,
+        now: Ms,
+        task: &str,
+        no: u32,
+        executor: &str,
+        proof: &Proof,
+        evidence: Evidence,
+    ) {
         let code = evidence.code.clone();
         self.refuse(now, task, no, proof, evidence);
         if executor != self.policy.me && !matches!(code.as_str(), "unverified" | "result_late") {
             self.edit_peer(executor, |peer| peer.frauds = peer.frauds.saturating_add(1));
         }
-        let reason = Reason::new(&code, "the result was refused after verification; nothing was paid");
+        let reason = Reason::new(
+            &code,
+            "the result was refused after verification; nothing was paid",
+        );
         let Some(job) = self.jobs.get_mut(task) else {
             return;
         };
@@ -253,9 +385,22 @@ impl Node {
             code: evidence.code.clone(),
         };
         let entry = self.write_job_entry(now, task, what);
-        self.journal("refusal", Some(task), serde_json::json!({"award_no": no, "code": evidence.code, "unit": evidence.unit}));
-        let refusal = Refusal { task: task.to_owned(), award_no: no, evidence, entry };
-        self.send_peer(&executor, Body::Refusal(Box::new(refusal)), now.saturating_add(self.policy.message_ttl_ms));
+        self.journal(
+            "refusal",
+            Some(task),
+            serde_json::json!({"award_no": no, "code": evidence.code, "unit": evidence.unit}),
+        );
+        let refusal = Refusal {
+            task: task.to_owned(),
+            award_no: no,
+            evidence,
+            entry,
+        };
+        self.send_peer(
+            &executor,
+            Body::Refusal(Box::new(refusal)),
+            now.saturating_add(self.policy.message_ttl_ms),
+        );
     }
 
     /// The executor has stopped after our cancel.
@@ -266,11 +411,19 @@ impl Node {
         };
         if !job.state.is_final() {
             // Nobody asked it to stop: it is a failure, and nothing is owed.
-            self.award_gone(now, task, no, Reason::new("stopped", "the executor stopped by itself"));
+            self.award_gone(
+                now,
+                task,
+                no,
+                Reason::new("stopped", "the executor stopped by itself"),
+            );
             return;
         }
         let most = if job.units == 0 { u32::MAX } else { job.units };
-        let Some(award) = job.award_mut(no).filter(|a| !matches!(a.state, AwardState::Declined | AwardState::Delivered)) else {
+        let Some(award) = job
+            .award_mut(no)
+            .filter(|a| !matches!(a.state, AwardState::Declined | AwardState::Delivered))
+        else {
             return;
         };
         if award.unit_price_mc.is_none() && useful_units > 0 && on_cancel == "units" {
@@ -280,21 +433,44 @@ impl Node {
             return;
         }
         award.state = AwardState::Declined;
-        let cost_mc = u64::from(useful_units.min(most)).saturating_mul(award.unit_price_mc.unwrap_or(0)).min(award.cap_mc);
+        let cost_mc = u64::from(useful_units.min(most))
+            .saturating_mul(award.unit_price_mc.unwrap_or(0))
+            .min(award.cap_mc);
         let executor = award.executor.clone();
         self.dirty.jobs.insert(task.to_owned());
-        self.journal("stopped", Some(task), serde_json::json!({"award_no": no, "useful_units": useful_units}));
+        self.journal(
+            "stopped",
+            Some(task),
+            serde_json::json!({"award_no": no, "useful_units": useful_units}),
+        );
         if on_cancel != "units" || cost_mc == 0 {
             self.move_award_money(now, task, no, Event::Decline, 0);
             return;
         }
         self.move_award_money(now, task, no, Event::Receipt, cost_mc);
-        let entry = self.write_job_entry(now, task, Act::Paid { award_no: no, cost_mc, proof: String::new(), quality_bp: None });
+        let entry = self.write_job_entry(
+            now,
+            task,
+            Act::Paid {
+                award_no: no,
+                cost_mc,
+                proof: String::new(),
+                quality_bp: None,
+            },
+        );
         if let Some(job) = self.jobs.get_mut(task) {
             job.cost_mc = cost_mc;
         }
-        let receipt = Receipt { task: task.to_owned(), award_no: no, entry };
-        self.send_peer(&executor, Body::Receipt(Box::new(receipt)), now.saturating_add(self.policy.message_ttl_ms));
+        let receipt = Receipt {
+            task: task.to_owned(),
+            award_no: no,
+            entry,
+        };
+        self.send_peer(
+            &executor,
+            Body::Receipt(Box::new(receipt)),
+            now.saturating_add(self.policy.message_ttl_ms),
+        );
     }
 
     /// After `settle_by`, and only after every inbox was read to its end since then, the requester releases alone.
@@ -313,7 +489,11 @@ impl Node {
             .collect();
         for (no, settle_by_ms) in due {
             if self.caught_up_ms >= settle_by_ms {
-                self.journal("settle_expired", Some(task), serde_json::json!({"award_no": no}));
+                self.journal(
+                    "settle_expired",
+                    Some(task),
+                    serde_json::json!({"award_no": no}),
+                );
                 self.move_award_money(now, task, no, Event::Expiry, 0);
             } else if !self.draining {
                 self.draining = true;
@@ -323,21 +503,49 @@ impl Node {
     }
 
     /// The requester pays.
-    pub(super) fn on_receipt(&mut self, now: Ms, from: &str, receipt: &Receipt) -> Result<(), Refused> {
+    pub(super) fn on_receipt(
+        &mut self,
+        now: Ms,
+        from: &str,
+        receipt: &Receipt,
+    ) -> Result<(), Refused> {
         let key = engagement::key(from, &receipt.task, receipt.award_no);
-        let work = self.work.get(&key).ok_or_else(|| Refused::new("engagement_unknown", "no such work is open here"))?;
+        let work = self
+            .work
+            .get(&key)
+            .ok_or_else(|| Refused::new("engagement_unknown", "no such work is open here"))?;
         if work.is_work() {
-            return Err(Refused::new("receipt_early", "no result was sent for this award"));
+            return Err(Refused::new(
+                "receipt_early",
+                "no result was sent for this award",
+            ));
         }
         if work.stage == Stage::Ended {
             return Ok(());
         }
-        let (claim, hash) = (work.claim_mc(), work.proof.as_ref().map_or(String::new(), |p| p.hash().unwrap_or_default()));
-        let Act::Paid { award_no, cost_mc, proof, .. } = &receipt.entry.what else {
-            return Err(Refused::new("entry_mismatch", "the signed entry is not a receipt"));
+        let (claim, hash) = (
+            work.claim_mc(),
+            work.proof
+                .as_ref()
+                .map_or(String::new(), |p| p.hash().unwrap_or_default()),
+        );
+        let Act::Paid {
+            award_no,
+            cost_mc,
+            proof,
+            ..
+        } = &receipt.entry.what
+        else {
+            return Err(Refused::new(
+                "entry_mismatch",
+                "the signed entry is not a receipt",
+            ));
         };
         if *award_no != receipt.award_no || *proof != hash {
-            return Err(Refused::new("receipt_mismatch", "the receipt is for another proof"));
+            return Err(Refused::new(
+                "receipt_mismatch",
+                "the receipt is for another proof",
+            ));
         }
         let cost_mc = *cost_mc;
         self.admit_work_entry(now, &key, &receipt.entry)?;
@@ -347,7 +555,9 @@ impl Node {
         }
         self.move_work_money(now, &key, Event::Receipt, cost_mc);
         if from != self.policy.me {
-            self.edit_peer(from, |peer| peer.completed = peer.completed.saturating_add(1));
+            self.edit_peer(from, |peer| {
+                peer.completed = peer.completed.saturating_add(1)
+            });
         }
         self.journal(
             "receipt_received",
@@ -359,10 +569,21 @@ impl Node {
     }
 
     /// The requester refuses: look at the evidence before giving up the claim.
-    pub(super) fn on_refusal(&mut self, now: Ms, from: &str, refusal: &Refusal) -> Result<(), Refused> {
+    pub(super) fn on_refusal(
+        &mut self,
+        now: Ms,
+        from: &str,
+        refusal: &Refusal,
+    ) -> Result<(), Refused> {
         let key = engagement::key(from, &refusal.task, refusal.award_no);
-        let work = self.work.get(&key).ok_or_else(|| Refused::new("engagement_unknown", "no such work is open here"))?;
-        let proof = work.proof.clone().ok_or_else(|| Refused::new("refusal_early", "no result was sent for this award"))?;
+        let work = self
+            .work
+            .get(&key)
+            .ok_or_else(|| Refused::new("engagement_unknown", "no such work is open here"))?;
+        let proof = work
+            .proof
+            .clone()
+            .ok_or_else(|| Refused::new("refusal_early", "no result was sent for this award"))?;
         if work.stage == Stage::Ended {
             return Ok(());
         }
@@ -373,12 +594,19 @@ impl Node {
             code: refusal.evidence.code.clone(),
         };
         if refusal.entry.what != stated {
-            return Err(Refused::new("entry_mismatch", "the signed entry states something else"));
+            return Err(Refused::new(
+                "entry_mismatch",
+                "the signed entry states something else",
+            ));
         }
         let late = proof.finished_ms > work.result_by_ms;
         let promised = !matches!(work.verification.as_str(), "none" | "schema");
-        let due = u64::from(work.units).saturating_mul(work.unit_price_mc).min(work.total_mc);
-        let miscounted = proof.cost_mc != due || proof.units != work.units || proof.unit_price_mc != work.unit_price_mc;
+        let due = u64::from(work.units)
+            .saturating_mul(work.unit_price_mc)
+            .min(work.total_mc);
+        let miscounted = proof.cost_mc != due
+            || proof.units != work.units
+            || proof.unit_price_mc != work.unit_price_mc;
         self.admit_work_entry(now, &key, &refusal.entry)?;
         match refusal.evidence.code.as_str() {
             "superseded" => self.on_evidence(now, &key, true),
@@ -391,7 +619,10 @@ impl Node {
                     work.evidence = Some(refusal.evidence.clone());
                     self.dirty.work.insert(key.clone());
                 }
-                self.out.effects.push(Effect::CheckEvidence { key, evidence: refusal.evidence.clone() });
+                self.out.effects.push(Effect::CheckEvidence {
+                    key,
+                    evidence: refusal.evidence.clone(),
+                });
             }
         }
         Ok(())
@@ -399,7 +630,11 @@ impl Node {
 
     /// The evidence was recomputed here.
     pub(super) fn on_evidence(&mut self, now: Ms, key: &EngagementKey, holds: bool) {
-        let Some(work) = self.work.get_mut(key).filter(|w| matches!(w.stage, Stage::Finished | Stage::Overdue | Stage::Disputed)) else {
+        let Some(work) = self
+            .work
+            .get_mut(key)
+            .filter(|w| matches!(w.stage, Stage::Finished | Stage::Overdue | Stage::Disputed))
+        else {
             return;
         };
         work.evidence = None;
@@ -432,24 +667,43 @@ impl Node {
         if matches!(work.stage, Stage::Disputed | Stage::Ended) {
             return;
         }
-        work.stage = if code == "overdue" { Stage::Overdue } else { Stage::Disputed };
+        work.stage = if code == "overdue" {
+            Stage::Overdue
+        } else {
+            Stage::Disputed
+        };
         work.ended_ms = now;
         let (requester, task) = (work.requester.clone(), work.task.clone());
         self.dirty.work.insert(key.clone());
         if requester != self.policy.me {
             self.edit_peer(&requester, |peer| peer.disputed = true);
         }
-        self.journal(code, Some(&task), serde_json::json!({"key": key, "peer": requester}));
+        self.journal(
+            code,
+            Some(&task),
+            serde_json::json!({"key": key, "peer": requester}),
+        );
     }
 
-    pub(super) fn move_work_money(&mut self, now: Ms, key: &EngagementKey, event: Event, amount_mc: u64) {
+    pub(super) fn move_work_money(
+        &mut self,
+        now: Ms,
+        key: &EngagementKey,
+        event: Event,
+        amount_mc: u64,
+    ) {
         let Some(work) = self.work.get_mut(key) else {
             return;
         };
         if work.requester == self.policy.me {
             return;
         }
-        let lock = (Side::Executor, work.requester.clone(), work.task.clone(), work.award_no);
+        let lock = (
+            Side::Executor,
+            work.requester.clone(),
+            work.task.clone(),
+            work.award_no,
+        );
         let settled = matches!(work.money, Money::Committed | Money::RolledBack);
         match self.ledger.apply(&lock, event, amount_mc, settled, now) {
             Ok(Some(transfer)) => {
@@ -463,18 +717,33 @@ impl Node {
                 self.out.changes.push(Change::Put(Row::Transfer(transfer)));
             }
             Ok(None) => {}
-            Err(refused) => self.journal("money_refused", None, serde_json::json!({"code": refused.code, "key": key})),
+            Err(refused) => self.journal(
+                "money_refused",
+                None,
+                serde_json::json!({"code": refused.code, "key": key}),
+            ),
         }
     }
 }
 
 /// What both sides can count without any recomputation: units, price, cost, time.
-fn claim_fault(units: u32, result_by_ms: Ms, unit_price_mc: Option<u64>, cap_mc: u64, proof: &Proof) -> Option<Evidence> {
+fn claim_fault(
+    units: u32,
+    result_by_ms: Ms,
+    unit_price_mc: Option<u64>,
+    cap_mc: u64,
+    proof: &Proof,
+) -> Option<Evidence> {
     let price = unit_price_mc.unwrap_or(proof.unit_price_mc);
     let counted = if units == 0 { proof.units } else { units };
     let due = u64::from(counted).saturating_mul(price).min(cap_mc);
     if proof.units != counted || proof.unit_price_mc != price || proof.cost_mc != due {
-        return Some(Evidence { code: "cost_mismatch".into(), unit: None, expected: due.to_string(), received: proof.cost_mc.to_string() });
+        return Some(Evidence {
+            code: "cost_mismatch".into(),
+            unit: None,
+            expected: due.to_string(),
+            received: proof.cost_mc.to_string(),
+        });
     }
     if proof.finished_ms > result_by_ms {
         return Some(Evidence {

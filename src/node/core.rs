@@ -236,7 +236,9 @@ impl Core {
             return Ok(());
         }
         let view = self.store.view()?;
-        for row in rows::prefetch(&view, input, |task| self.node.jobs().contains_key(task))? {
+        for row in rows::prefetch(&view, input, |task| {
+            self.node.jobs().contains_key(task) || self.node.work().contains_key(task)
+        })? {
             self.node.recall(row);
         }
         Ok(())
@@ -477,8 +479,9 @@ impl Core {
         Ok(())
     }
 
-    /// Workers and inboxes are as before; the leases in the reloaded state are those that were durable.
+    /// Workers are killed, so that the leases of the reloaded state can be granted anew from what was durable.
     fn node_restarted(&mut self, again: &Mailbox) {
+        let _ = self.outlets.labor.send(Order::Abandon);
         again.post(Mail::Fact(Input::Started));
         let _ = self.outlets.presence.send(Order::Drain);
     }

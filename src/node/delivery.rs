@@ -76,6 +76,9 @@ struct Sealed {
     event: Outgoing,
 }
 
+/// Sealed parcels, or the row that could not be sealed and why.
+type SealedBatch = Vec<Result<Sealed, (Option<u64>, String)>>;
+
 struct Row {
     parcel: Parcel,
     recipient: Option<PublicKey>,
@@ -98,7 +101,7 @@ pub struct Deliverer {
     by_rumor: HashMap<EventId, u64>,
     by_wrap: HashMap<EventId, u64>,
     mailbox: Mailbox,
-    sealed: mpsc::UnboundedSender<Vec<Result<Sealed, (Option<u64>, String)>>>,
+    sealed: mpsc::UnboundedSender<SealedBatch>,
 }
 
 /// How full the outbox is, for `status`.
@@ -219,7 +222,7 @@ impl Deliverer {
         }
     }
 
-    async fn publish(&mut self, done: Vec<Result<Sealed, (Option<u64>, String)>>) {
+    async fn publish(&mut self, done: SealedBatch) {
         for outcome in done {
             let sealed = match outcome {
                 Ok(sealed) => sealed,

@@ -104,7 +104,7 @@ impl ControlHandler for Handlers {
             }
             "task/ask" => self.ask(parse(params)?).await,
             "task/get" => self.task(&parse::<IdParams>(params)?.id).await,
-            "task/list" => self.look(|node, store| view::tasks(node, store)).await,
+            "task/list" => self.look(view::tasks).await,
             "task/wait" => self.wait(&parse::<IdParams>(params)?.id, &notify).await,
             "task/cancel" => {
                 let id = parse::<IdParams>(params)?.id;

@@ -273,7 +273,7 @@ pub async fn run(
             match event {
                 CarrierEvent::Arrived { event, .. } => {
                     if recent.insert(event.id) {
-                        chunk.push(event);
+                        chunk.push(*event);
                     }
                 }
                 other => {
@@ -303,7 +303,7 @@ pub async fn run(
 
 async fn forward(
     opener: &Arc<Opener>,
-    chunk: Vec<Box<Event>>,
+    chunk: Vec<Event>,
     mailbox: &Mailbox,
     delivery: &mpsc::UnboundedSender<Tell>,
     counters: &Arc<Mutex<super::order::Counters>>,
@@ -352,7 +352,7 @@ async fn forward(
 
 fn open_all(
     opener: Arc<Opener>,
-    events: Vec<Box<Event>>,
+    events: Vec<Event>,
     now_s: u64,
 ) -> tokio::task::JoinHandle<Vec<(EventId, Result<Opened, Code>)>> {
     tokio::task::spawn_blocking(move || {

@@ -208,6 +208,7 @@ impl Leases {
                 key,
                 after_checkpoint,
             } => self.soft_stop(&key, after_checkpoint),
+            Order::Abandon => self.abandon(),
             Order::Check(order) => self.check(*order, own),
             Order::Evidence {
                 key,
@@ -224,6 +225,14 @@ impl Leases {
             }
             _ => {}
         }
+    }
+
+    fn abandon(&mut self) {
+        for station in self.foreign.iter_mut().chain(self.own.as_mut()) {
+            station.jobs.clear();
+            let _ = station.handle.kill();
+        }
+        self.stop_after.clear();
     }
 
     fn launch(

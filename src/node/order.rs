@@ -92,6 +92,8 @@ pub enum Order {
         /// Wait for the next checkpoint.
         after_checkpoint: bool,
     },
+    /// Kill every worker and forget its jobs: the state that they belong to is gone.
+    Abandon,
     /// Check a result.
     Check(Box<CheckOrder>),
     /// Check the evidence of a refusal.
