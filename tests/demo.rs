@@ -140,12 +140,9 @@ fn look_at(keep: &std::path::Path, demo: &Value) {
             )
         };
         assert_eq!(legion(&["status"]).0, Some(5), "the node has ended");
-        let mut node = Command::new(LEGION)
-            .arg("--home")
-            .arg(&home)
-            .arg("--json")
-            .arg("up");
-        let mut node = node
+        let mut up = Command::new(LEGION);
+        up.arg("--home").arg(&home).args(["--json", "up"]);
+        let mut node = up
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()

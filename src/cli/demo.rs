@@ -21,7 +21,7 @@ use story::{Kill, Story};
 /// Longer than any machine needs: what takes longer hangs, and is reported instead of waited for.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Checkpoints to wait for before the worker's node is killed: by then there is something to lose.
-const CHECKPOINTS: usize = 3;
+const CHECKPOINTS: usize = 10;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -35,6 +35,11 @@ pub(crate) struct Args {
 
 /// `{input,result,verified,proof,cost_mc,timing_ms,closed_form,killed,timeline,books,relay,wall_ms,keep?}`.
 pub(crate) async fn run(_context: &Context, args: &Args) -> Result<Reply, CliError> {
+    if !cfg!(all(feature = "relay", feature = "labor")) {
+        return Err(CliError::not_built(
+            "the demonstration (features `relay` and `labor`)",
+        ));
+    }
     let mut stage = Stage::new(args.keep.as_deref())?;
     let played = tokio::select! {
         played = tokio::time::timeout(PATIENCE, play(&mut stage, args.seed)) => played.unwrap_or_else(|_| {
@@ -73,7 +78,7 @@ async fn interrupted() {
 fn option(seed: u64) -> Value {
     json!({
         "kind": "european", "side": "call", "spot": 100.0, "strike": 105.0, "rate": 0.05, "volatility": 0.2, "years": 1.0,
-        "steps": 256, "paths": 262_144, "seed": seed.to_string(),
+        "steps": 256, "paths": 1_048_576, "seed": seed.to_string(),
     })
 }
 
@@ -83,13 +88,9 @@ async fn play(stage: &mut Stage, seed: u64) -> Result<Story, CliError> {
     output::note(&format!("a relay: {relay}"));
     let mut asker = stage.node("asker", &relay).await?;
     let mut worker = stage.node("worker", &relay).await?;
-    for (node, other) in [
-        (&mut asker, worker.npub.clone()),
-        (&mut worker, asker.npub.clone()),
-    ] {
-        node.call("peers/trust", json!({ "npub": other, "tier": "trusted" }))
-            .await?;
-    }
+    let trust = |npub: &str| json!({ "npub": npub, "tier": "trusted" });
+    asker.call("peers/trust", trust(&worker.npub)).await?;
+    worker.call("peers/trust", trust(&asker.npub)).await?;
     output::note("two nodes that know nothing but the relay trust each other");
     until_advertised(&mut asker, &worker.npub).await?;
 
@@ -115,12 +116,12 @@ async fn play(stage: &mut Stage, seed: u64) -> Result<Story, CliError> {
         "killed the worker's node, pid {}, with SIGKILL",
         killed.pid
     ));
-    stage.up(&mut worker).await?;
-    output::note("the worker's node is back");
     let killed = Kill {
         back_ms: stage::now_ms(),
         ..killed
     };
+    stage.up(&mut worker).await?;
+    output::note("the worker's node is back");
 
     let outcome = asker.call("task/wait", json!({ "id": task })).await?;
     until_settled(&mut asker, &mut worker).await?;
