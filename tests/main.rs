@@ -11,6 +11,8 @@ mod support {
 #[cfg(feature = "relay")]
 mod carrier;
 mod cli;
+#[cfg(all(feature = "relay", feature = "labor"))]
+mod demo;
 #[cfg(feature = "labor")]
 mod labor;
 #[cfg(all(feature = "relay", feature = "labor"))]

@@ -156,7 +156,11 @@ impl ControlHandler for Handlers {
                 Ok(json!({"paused": null}))
             }
             "owner/cores" => {
-                let n = parse::<CoresParams>(params)?.n.max(1);
+                let all = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+                let n = match parse::<CoresParams>(params)?.n {
+                    0 => all(),
+                    n => n,
+                };
                 self.cores.send_replace(n);
                 Ok(json!({"cores": n}))
             }
