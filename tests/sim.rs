@@ -1,6 +1,9 @@
 //! Nodes in a world of bad weather: whatever happens, one result is settled, and the books agree.
 
+mod disk;
+mod judge;
 mod policy;
+mod toil;
 mod world;
 
 use legiond::domain::job::{Phase, Route, TaskState};
