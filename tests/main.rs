@@ -11,8 +11,12 @@ mod support {
 #[cfg(feature = "relay")]
 mod carrier;
 mod cli;
+#[cfg(all(feature = "relay", feature = "labor"))]
+mod crash;
 #[cfg(feature = "labor")]
 mod labor;
+#[cfg(all(feature = "relay", feature = "labor"))]
+mod outage;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod path;
 #[cfg(feature = "relay")]
