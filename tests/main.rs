@@ -13,8 +13,11 @@ mod carrier;
 mod cli;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod demo;
+mod crash;
 #[cfg(feature = "labor")]
 mod labor;
+#[cfg(all(feature = "relay", feature = "labor"))]
+mod outage;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod path;
 #[cfg(feature = "relay")]

@@ -246,6 +246,7 @@ pub async fn run(
     counters: Arc<Mutex<super::order::Counters>>,
 ) {
     let mut recent = Recent::default();
+    let mut drained = 0;
     let mut reach = Reach::default();
     let alone = tokio::time::sleep(ALONE_AFTER);
     tokio::pin!(alone);
@@ -261,6 +262,11 @@ pub async fn run(
                 continue;
             }
         };
+        // A drain looks at everything anew: what was taken before is acknowledged once more, should that have been lost.
+        let newest = generation.load(std::sync::atomic::Ordering::SeqCst);
+        if std::mem::replace(&mut drained, newest) != newest {
+            recent = Recent::default();
+        }
         let mut chunk = Vec::new();
         let mut rest = vec![first];
         while chunk.len() + rest.len() < CHUNK {
