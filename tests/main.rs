@@ -12,8 +12,9 @@ mod support {
 mod carrier;
 mod cli;
 #[cfg(all(feature = "relay", feature = "labor"))]
-mod demo;
 mod crash;
+#[cfg(all(feature = "relay", feature = "labor"))]
+mod demo;
 #[cfg(feature = "labor")]
 mod labor;
 #[cfg(all(feature = "relay", feature = "labor"))]

@@ -44,6 +44,9 @@ pub enum MessageError {
     /// A batch of more than [`MAX_BATCH`] messages, or an empty one.
     #[error("a batch holds 1 to {MAX_BATCH} messages")]
     Batch,
+    /// A field is larger, longer or further away than any honest one ([`super::bounds`]).
+    #[error("the field `{0}` is out of bounds")]
+    Bounds(&'static str),
 }
 
 impl MessageError {
@@ -57,6 +60,7 @@ impl MessageError {
             Self::Version(_) => "version_unsupported",
             Self::Params(_) => "params_invalid",
             Self::Batch => "batch_size",
+            Self::Bounds(_) => "bounds_exceeded",
         }
     }
 }
