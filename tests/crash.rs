@@ -92,7 +92,13 @@ fn the_asker_is_killed_while_its_messages_leave() {
 
 #[test]
 fn the_worker_is_killed_before_anything_is_durable() {
-    let brought = ["offer", "award", "labor_checkpoint", "labor_done", "receipt"];
+    let brought = [
+        "offer",
+        "award",
+        "labor_checkpoint",
+        "labor_done",
+        "receipt",
+    ];
     killed_at(Victim::Worker, &["received"], &brought);
     killed_at(Victim::Worker, &["handled"], BATCHES_OF_THE_WORKER);
 }
@@ -116,7 +122,12 @@ fn the_worker_is_killed_while_its_messages_leave() {
 }
 
 /// Units executed beyond the needed ones: at most one checkpoint interval per kill, from the worker's journal alone.
-pub(crate) fn assert_little_was_lost(worker: &Node, task: &str, units: u64, interval: u64) -> usize {
+pub(crate) fn assert_little_was_lost(
+    worker: &Node,
+    task: &str,
+    units: u64,
+    interval: u64,
+) -> usize {
     let (mut from, mut reached, mut executed, mut leases) = (0, 0, 0, 0);
     for entry in worker.journal().iter().filter(|e| e["task"] == task) {
         let body = &entry["body"];
@@ -132,7 +143,10 @@ pub(crate) fn assert_little_was_lost(worker: &Node, task: &str, units: u64, inte
             }
             "checkpoint" => {
                 let done = body["units_done"].as_u64().unwrap();
-                assert!(done > reached && done - reached <= interval, "{reached} -> {done}");
+                assert!(
+                    done > reached && done - reached <= interval,
+                    "{reached} -> {done}"
+                );
                 reached = done;
             }
             "done" => {

@@ -112,12 +112,13 @@ impl Core {
 
     fn patience(&self) -> Duration {
         let now = clock::now_ms();
-        let wake = self.node.wake_ms().map_or(PATIENCE, |at| {
-            Duration::from_millis(at.saturating_sub(now))
-        });
-        let acks = self.acks_due.map_or(PATIENCE, |at| {
-            at.saturating_duration_since(Instant::now())
-        });
+        let wake = self
+            .node
+            .wake_ms()
+            .map_or(PATIENCE, |at| Duration::from_millis(at.saturating_sub(now)));
+        let acks = self
+            .acks_due
+            .map_or(PATIENCE, |at| at.saturating_duration_since(Instant::now()));
         wake.min(acks).min(PATIENCE)
     }
 
@@ -125,13 +126,21 @@ impl Core {
         let mut batch = Batch::default();
         let now = clock::now_ms();
         if crash::ACTIVE {
-            let names: Vec<String> = mails.iter().flat_map(Mail::names).map(str::to_owned).collect();
+            let names: Vec<String> = mails
+                .iter()
+                .flat_map(Mail::names)
+                .map(str::to_owned)
+                .collect();
             crash::point("received", &names);
         }
         let count = mails.len() as u64;
         let mut mails = mails;
         if let Some(gap) = self.watch.look(PATIENCE) {
-            tracing::warn!(ahead_ms = gap.ahead_ms, away_ms = gap.away_ms, "the clock jumped, or this process slept: every inbox is read to its end before any timer is judged");
+            tracing::warn!(
+                ahead_ms = gap.ahead_ms,
+                away_ms = gap.away_ms,
+                "the clock jumped, or this process slept: every inbox is read to its end before any timer is judged"
+            );
             // An end of the inboxes that was reached before the gap says nothing any more.
             mails.retain(|m| !matches!(m, Mail::Fact(Input::CaughtUp { online: true })));
             batch.gather(self.step(now, Input::Draining));

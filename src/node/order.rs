@@ -68,7 +68,11 @@ impl Mail {
     /// What it brings, for crash points: message types, labor news, commands.
     pub fn names(&self) -> Vec<&'static str> {
         match self {
-            Self::Arrival(arrival) => arrival.messages.iter().map(|m| message_name(&m.body)).collect(),
+            Self::Arrival(arrival) => arrival
+                .messages
+                .iter()
+                .map(|m| message_name(&m.body))
+                .collect(),
             Self::Command(Input::Ask(_), _) => vec!["ask"],
             Self::Fact(Input::Labor { news, .. }) => vec![match news {
                 LaborNews::Checkpoint { .. } => "labor_checkpoint",

@@ -9,9 +9,9 @@ use nostr::PublicKey;
 use tokio::sync::mpsc;
 
 use super::delivery::Tell;
+use super::handlers::is_connected;
 use super::order::{Mail, Order};
 use super::rows::Parcel;
-use super::handlers::is_connected;
 use super::{Mailbox, clock};
 use crate::carrier::{Handle, InboxSpec};
 use crate::domain::engagement::Stage;

@@ -9,12 +9,17 @@ use crate::support::world::{Node, Pair, job};
 
 fn tasks(node: &Node, kind: &str) -> BTreeSet<String> {
     let entries = node.journaled(kind);
-    let tasks = entries.iter().map(|e| e["task"].as_str().unwrap().to_owned());
+    let tasks = entries
+        .iter()
+        .map(|e| e["task"].as_str().unwrap().to_owned());
     tasks.collect()
 }
 
 /// Asks with new keys until the store refuses; gives the tasks that became durable and the refused ask's key.
-fn ask_until_refused(node: &Node, mut ask: impl FnMut(&Node, &str) -> Value) -> (Vec<String>, String) {
+fn ask_until_refused(
+    node: &Node,
+    mut ask: impl FnMut(&Node, &str) -> Value,
+) -> (Vec<String>, String) {
     let mut durable = Vec::new();
     for n in 0..2_000 {
         let key = format!("ask {n}");
@@ -53,7 +58,11 @@ fn a_failed_commit_lets_nothing_out_and_the_node_goes_on() {
     }
     let asked: BTreeSet<String> = durable.iter().chain([&again]).cloned().collect();
     assert_eq!(tasks(&pair.asker, "asked"), asked);
-    assert_eq!(tasks(&pair.worker, "accepted"), asked, "nothing else arrived");
+    assert_eq!(
+        tasks(&pair.worker, "accepted"),
+        asked,
+        "nothing else arrived"
+    );
 }
 
 #[test]
@@ -61,11 +70,10 @@ fn a_full_disk_lets_nothing_out_and_is_survived() {
     let mut pair = Pair::start(|_, _| {});
     assert!(pair.worker.terminate().success());
     assert!(pair.asker.terminate().success());
-    let size: u64 = std::fs::read_dir(pair.asker.home.join("store"))
-        .unwrap()
-        .map(|file| file.unwrap().metadata().unwrap().len())
-        .sum();
-    pair.asker.env("LEGION_STORE_FAULT", &format!("quota={size}"));
+    let file = pair.asker.home.join("store.redb");
+    let size = std::fs::metadata(file).unwrap().len();
+    pair.asker
+        .env("LEGION_STORE_FAULT", &format!("quota={size}"));
     pair.asker.up();
     let peer = pair.worker.npub.clone();
     // A skill that nobody has, with much to store.
@@ -81,12 +89,18 @@ fn a_full_disk_lets_nothing_out_and_is_survived() {
     pair.asker.kill();
     pair.asker.env_remove("LEGION_STORE_FAULT");
     pair.asker.up();
-    assert_eq!(tasks(&pair.asker, "asked"), durable.iter().cloned().collect());
+    assert_eq!(
+        tasks(&pair.asker, "asked"),
+        durable.iter().cloned().collect()
+    );
     pair.worker.up();
     for task in &durable {
         pair.asker.fails(1, &["wait", task]);
     }
-    assert_eq!(tasks(&pair.worker, "award_declined"), durable.iter().cloned().collect());
+    assert_eq!(
+        tasks(&pair.worker, "award_declined"),
+        durable.iter().cloned().collect()
+    );
     let small = job(1, 1);
     let task = pair.ask("after", &borrowed(&small));
     pair.finish(&task);

@@ -27,8 +27,12 @@ fn start(relay: String, runtime: &tokio::runtime::Runtime) -> String {
 }
 
 async fn serve(socket: TcpStream, relay: String) {
-    let Ok(near) = accept_async(socket).await else { return };
-    let Ok((far, _)) = connect_async(relay).await else { return };
+    let Ok(near) = accept_async(socket).await else {
+        return;
+    };
+    let Ok((far, _)) = connect_async(relay).await else {
+        return;
+    };
     let (near_out, near_in) = near.split();
     let (far_out, far_in) = far.split();
     tokio::select! {
@@ -78,7 +82,9 @@ where
 }
 
 fn is_event(message: &Message) -> bool {
-    let Message::Text(text) = message else { return false };
+    let Message::Text(text) = message else {
+        return false;
+    };
     serde_json::from_str::<Value>(text).is_ok_and(|frame| frame[0] == "EVENT")
 }
 

@@ -532,8 +532,16 @@ pub(crate) fn option<'a>(extra: &[&'a str]) -> Vec<&'a str> {
 pub(crate) fn job(units: u32, weight: u32) -> Vec<String> {
     let paths = units * weight * 512;
     [
-        "ask", "simulation", "kind=asian", "side=call", "spot=100", "strike=105", "rate=0.05",
-        "volatility=0.2", "years=1", "steps=64",
+        "ask",
+        "simulation",
+        "kind=asian",
+        "side=call",
+        "spot=100",
+        "strike=105",
+        "rate=0.05",
+        "volatility=0.2",
+        "years=1",
+        "steps=64",
     ]
     .into_iter()
     .flat_map(|arg| match arg.contains('=') {
