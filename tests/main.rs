@@ -12,9 +12,13 @@ mod support {
 mod carrier;
 mod cli;
 #[cfg(all(feature = "relay", feature = "labor"))]
+mod contract;
+#[cfg(all(feature = "relay", feature = "labor"))]
 mod demo;
 #[cfg(feature = "labor")]
 mod labor;
+#[cfg(all(feature = "relay", feature = "labor"))]
+mod owner;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod path;
 #[cfg(feature = "relay")]
