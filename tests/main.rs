@@ -12,6 +12,8 @@ mod support {
 mod carrier;
 mod cli;
 #[cfg(all(feature = "relay", feature = "labor"))]
+mod contract;
+#[cfg(all(feature = "relay", feature = "labor"))]
 mod crash;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod demo;
@@ -19,6 +21,8 @@ mod demo;
 mod labor;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod outage;
+#[cfg(all(feature = "relay", feature = "labor"))]
+mod owner;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod path;
 #[cfg(feature = "relay")]
