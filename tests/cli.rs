@@ -350,6 +350,51 @@ fn a_bad_config_key_is_named_with_its_line_by_every_command_that_reads_it() {
 }
 
 #[test]
+fn every_setting_is_read_by_the_program() {
+    fn names(value: &Value, found: &mut Vec<String>) {
+        for (name, value) in value.as_object().into_iter().flatten() {
+            match value.as_object().filter(|fields| !fields.is_empty()) {
+                Some(_) => names(value, found),
+                None => found.push(name.clone()),
+            }
+        }
+    }
+    fn sources(dir: &Path, text: &mut String) {
+        for entry in std::fs::read_dir(dir).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() && !path.ends_with("src/config") {
+                sources(&path, text);
+            } else if path.extension().is_some_and(|ext| ext == "rs") {
+                text.push_str(&std::fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    let mut settings = Vec::new();
+    names(
+        &serde_json::to_value(Config::default()).unwrap(),
+        &mut settings,
+    );
+    // Read through methods of the settings themselves.
+    let methods = [
+        ("relays", "relay_list"),
+        ("skill_unit_price_mc", "unit_price_mc"),
+    ];
+    let mut program = String::new();
+    sources(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
+        &mut program,
+    );
+    let program: String = program.split_whitespace().collect();
+    let unread = settings.iter().filter(|setting| {
+        let method = methods.iter().find(|(name, _)| name == setting);
+        let name = method.map_or(setting.as_str(), |(_, method)| *method);
+        !program.contains(&format!(".{name}"))
+    });
+    assert_eq!(unread.collect::<Vec<_>>(), Vec::<&String>::new());
+    assert!(settings.len() > 30, "{settings:?}");
+}
+
+#[test]
 fn usage_errors_end_with_2_and_one_object_wherever_json_stands() {
     let place = Place::new();
     for args in [

@@ -14,6 +14,11 @@ fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("fixtures/cli/{name}.json"))
 }
 
+/// An example of one shape of answer.
+fn fixture(name: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path(name)).unwrap()).unwrap()
+}
+
 /// Objects with the names of their fields, everything else with its kind; of a list, its first item.
 fn structure(value: &Value) -> Value {
     match value {
@@ -42,11 +47,9 @@ fn shape(name: &str, value: &Value, task: &str) {
         };
         std::fs::write(path(name), text + "\n").unwrap();
     }
-    let fixture: Value =
-        serde_json::from_str(&std::fs::read_to_string(path(name)).unwrap()).unwrap();
     assert_eq!(
         structure(value),
-        structure(&fixture),
+        structure(&fixture(name)),
         "the shape of `{name}` changed: {value:#}"
     );
 }
@@ -130,12 +133,11 @@ fn every_answer_has_its_shape() {
             .unwrap();
         relay.as_object().unwrap().keys().cloned().collect()
     };
-    let fixture: Value =
-        serde_json::from_str(&std::fs::read_to_string(path("up")).unwrap()).unwrap();
-    assert_eq!(fields(&ready), fields(&fixture));
+    let expected = fixture("up");
+    assert_eq!(fields(&ready), fields(&expected));
     assert_eq!(
         ready.as_object().unwrap().len(),
-        fixture.as_object().unwrap().len()
+        expected.as_object().unwrap().len()
     );
     worker.up();
     asker.ok(&[
@@ -250,6 +252,16 @@ fn without_a_relay_or_a_peer_a_task_is_durable_and_then_has_no_provider() {
     let never_seen = Node::init(dir.path(), "other", &["ws://127.0.0.1:9"]);
     let peers = asker.ok(&["peers", "trust", &never_seen.npub, "--tier", "trusted"]);
     assert_eq!(peers["peers"][0]["npub"], never_seen.npub.as_str());
+
+    let forgotten = asker.ok(&["peers", "forget", &never_seen.npub]);
+    assert_eq!(forgotten["peers"], json!([]));
+    let unknown = asker.fails(2, &["peers", "forget", &never_seen.npub]);
+    assert_eq!(unknown["error"]["code"], "peer_unknown");
+    let typo = asker.fails(2, &["peers", "trust", "npub1nonsense", "--tier", "own"]);
+    assert_eq!(
+        typo["error"]["code"],
+        asker.fails(2, &["ledger", "--peer", "npub1nonsense"])["error"]["code"]
+    );
 
     let detached = asker.ok(&option(&["--detach"]));
     assert_eq!(detached["task"]["status"]["state"], "submitted");

@@ -127,10 +127,13 @@ fn reason(reason: &Value) -> String {
     clause
 }
 
-/// Why a task is where it is.
+/// Why a task is where it is; a code that only repeats the state is left out.
 fn why_of(task: &Value) -> String {
-    task.get("status")
-        .map_or_else(String::new, |status| reason(extra(status)))
+    let because = task
+        .get("status")
+        .map_or_else(String::new, |status| reason(extra(status)));
+    let state = format!("{}: ", cell(task, "/status/state"));
+    because.strip_prefix(&state).unwrap_or(&because).to_owned()
 }
 
 /// `{tasks:[...]}`.
@@ -215,10 +218,12 @@ pub(crate) fn why(view: &Value) -> String {
         cell(task, "/id"),
         cell(task, "/status/state")
     );
-    match view.get("reason").filter(|reason| !reason.is_null()) {
-        Some(because) => text.push_str(&format!("; {}\n", reason(because))),
-        None => text.push('\n'),
-    }
+    let because = why_of(task);
+    text.push_str(&if because.is_empty() {
+        "\n".to_owned()
+    } else {
+        format!("; {because}\n")
+    });
     let peers = items(view, "peers");
     for peer in peers {
         let said = peer.get("said").map(reason).unwrap_or_default();
@@ -501,8 +506,9 @@ mod tests {
     #[test]
     fn why_is_told_in_sentences() {
         let view = json!({
-            "task": { "id": "t1", "status": { "state": "submitted" } },
-            "reason": { "code": "paused: owner", "text": "the owner has the hardware", "retry_at_ms": 951_827_696_000_u64 },
+            "task": { "id": "t1", "status": { "state": "submitted", "metadata": { EXTENSION: {
+                "code": "paused: owner", "text": "the owner has the hardware", "retry_at_ms": 951_827_696_000_u64,
+            } } } },
             "peers": [{ "npub": "npub1x", "tier": "stranger", "said": { "code": "credit_required", "text": "no credit", "retry_at_ms": null } }],
         });
         assert_eq!(
