@@ -22,6 +22,7 @@ mod mark;
 mod meeting;
 pub mod peer;
 pub mod policy;
+mod settling;
 pub mod step;
 mod waiting;
 mod working;
@@ -65,7 +66,7 @@ pub struct Node {
     peers: BTreeMap<Npub, Peer>,
     ledger: Ledger,
     owner: OwnerState,
-    marks: BTreeMap<String, Mark>,
+    marks: mark::Marks,
     keys: BTreeMap<String, (TaskId, String, Ms)>,
     inputs: BTreeMap<String, Value>,
     /// Inboxes are being read to their end: no timer is judged.
@@ -90,7 +91,7 @@ impl Node {
             peers: BTreeMap::new(),
             ledger: Ledger::default(),
             owner: OwnerState::default(),
-            marks: BTreeMap::new(),
+            marks: mark::Marks::default(),
             keys: BTreeMap::new(),
             inputs: BTreeMap::new(),
             draining: true,
@@ -144,9 +145,7 @@ impl Node {
                 let order = self.owner.order.max(owner.order);
                 self.owner = OwnerState { order, ..owner };
             }
-            Row::Mark(mark) => {
-                self.marks.entry(mark.owner.clone()).or_insert(mark);
-            }
+            Row::Mark(mark) => self.marks.recall(mark),
             Row::Key {
                 key,
                 task,
@@ -193,7 +192,7 @@ impl Node {
                 npub,
                 tier,
                 limit_mc,
-            } => self.on_trust(&npub, tier, limit_mc),
+            } => self.on_trust(now, &npub, tier, limit_mc),
             Input::Forget { npub } => self.on_forget(&npub),
             Input::Pause { mode, for_ms } => self.on_pause(now, mode, for_ms),
             Input::Resume => self.on_resume(),
@@ -204,7 +203,7 @@ impl Node {
                 task,
                 award_no,
                 findings,
-            } => self.on_checked(now, &task, award_no, findings),
+            } => self.on_checked(now, chance, &task, award_no, findings),
             Input::EvidenceChecked { key, holds } => self.on_evidence(now, &key, holds),
         }
         self.settle_down(now, chance);
@@ -262,7 +261,7 @@ impl Node {
         let jobs = self.jobs.values().map(|j| self.job_wake_ms(j));
         let work = self.work.values().map(|w| self.work_wake_ms(w));
         let pause = self.owner.paused.iter().filter_map(|p| p.until_ms);
-        let marks = self.marks.values().map(|m| m.expires_ms);
+        let marks = self.marks.next_expiry_ms();
         let wake = jobs
             .chain(work)
             .chain(pause)
@@ -312,7 +311,7 @@ impl Node {
         let checks: Vec<_> = self
             .jobs
             .values()
-            .filter(|j| j.phase == Phase::Checking)
+            .filter(|j| j.is_checking())
             .filter_map(|j| {
                 j.outcome.as_ref().map(|o| Effect::Check {
                     task: j.task.clone(),

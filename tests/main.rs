@@ -17,6 +17,7 @@ mod contract;
 mod crash;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod demo;
+mod domain;
 #[cfg(feature = "labor")]
 mod labor;
 #[cfg(all(feature = "relay", feature = "labor"))]

@@ -318,15 +318,15 @@ impl Node {
         work.end = Some(end.to_owned());
         work.ended_ms = now;
         let (owner, task, requester) = (work.owner(), work.task.clone(), work.requester.clone());
+        let result_by_ms = work.result_by_ms;
         self.dirty.work.insert(key.clone());
         self.inputs.remove(key);
         // What outlives an award (the checkpoint, the heads) is kept for the next award of the same task, until the mark
-        // expires; after a payment or a cancel there is none.
-        let over =
-            matches!(end, "paid" | "canceled" | "unacknowledged") || self.is_local(&requester);
-        let last = over && !self.work_of(&owner).any(Engagement::is_live);
-        if last && end == "paid" {
-            self.drop_mark(&owner);
+        // expires. Only silence, which is forgiven, is followed by a next award.
+        let settled = end != "superseded" || self.is_local(&requester);
+        let last = settled && !self.work_of(&owner).any(Engagement::is_live);
+        if settled && !self.is_local(&requester) {
+            self.settle_mark(&owner, result_by_ms);
         }
         self.out.changes.push(Change::DropWork {
             owner: if last { owner } else { String::new() },

@@ -126,6 +126,8 @@ pub(crate) struct World {
     /// Letters with this method and from this machine are delayed by so much.
     pub(crate) slow: Option<(usize, &'static str, u64)>,
     pub(crate) trace: bool,
+    /// The hash of every step, if somebody wants to compare.
+    pub(crate) digest: Option<Vec<String>>,
 }
 
 impl World {
@@ -164,6 +166,7 @@ impl World {
             order: 0,
             slow: None,
             trace: std::env::var_os("SIM_TRACE").is_some(),
+            digest: None,
         }
     }
 
@@ -411,6 +414,9 @@ impl World {
             return false;
         };
         let step = node.handle(now, &mut Chance::new(seed), input);
+        if let Some(digest) = &mut self.digest {
+            digest.push(sha256_hex(&serde_json::to_vec(&step).unwrap()));
+        }
         self.judge(at);
         if !calm && before {
             self.crash(at);
