@@ -247,9 +247,6 @@ impl Deliverer {
                 if let Some(old) = row.rumor.take() {
                     self.by_rumor.remove(&old);
                 }
-                if let Some(old) = row.event.take() {
-                    self.by_wrap.remove(&old.event_id());
-                }
                 self.by_wrap.insert(sealed.event.event_id(), seq);
                 self.by_rumor.insert(sealed.rumor, seq);
                 (row.rumor, row.recipient) = (Some(sealed.rumor), Some(sealed.recipient));

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::borrowed;
-use crate::support::world::{Node, Pair, job};
+use crate::support::world::{Node, Pair, job, until};
 
 fn tasks(node: &Node, kind: &str) -> BTreeSet<String> {
     let entries = node.journaled(kind);
@@ -104,4 +104,59 @@ fn a_full_disk_lets_nothing_out_and_is_survived() {
     let small = job(1, 1);
     let task = pair.ask("after", &borrowed(&small));
     pair.finish(&task);
+}
+
+/// The n-th sync after the start fails and takes with it what was not synced, for one n after the other: each commit of a
+/// task is hit once.
+fn every_commit_fails_once(asker: bool) {
+    let mut pair = Pair::start(|_, worker| {
+        worker.configure("labor", "checkpoint_every_units", "2");
+    });
+    let small = job(7, 1);
+    let mut struck = 0;
+    for nth in 1..=20 {
+        let node = if asker {
+            &mut pair.asker
+        } else {
+            &mut pair.worker
+        };
+        node.kill();
+        node.env("LEGION_STORE_FAULT", &format!("sync={nth},lose"));
+        node.try_up();
+        let refused = "the store refused a commit";
+        let before = node.stderr().matches(refused).count();
+        if node.ended() {
+            // The sync of an opening: no node starts on a store that cannot be opened.
+            node.env_remove("LEGION_STORE_FAULT");
+            node.up();
+        }
+        let key = format!("sync {nth}");
+        let mut args = borrowed(&small);
+        args.extend(["--detach", "--key", &key]);
+        // Asked again until it is durable; the same key never makes a second task.
+        let task = until("a durable task", || {
+            let said: Value = serde_json::from_slice(&pair.asker.run(&args).stdout).unwrap();
+            let id = said.pointer("/task/id").and_then(Value::as_str);
+            if id.is_none() {
+                assert_eq!(said["error"]["code"], "store_unavailable", "{said}");
+            }
+            id.map(str::to_owned)
+        });
+        eprintln!("{task} with sync {nth}");
+        pair.finish(&task);
+        assert_eq!(pair.asker.count(&task, "award"), 1);
+        let node = if asker { &pair.asker } else { &pair.worker };
+        struck += usize::from(node.stderr().matches(refused).count() > before);
+    }
+    assert!(struck >= 5, "only {struck} commits failed");
+}
+
+#[test]
+fn every_commit_of_the_asker_fails_once() {
+    every_commit_fails_once(true);
+}
+
+#[test]
+fn every_commit_of_the_worker_fails_once() {
+    every_commit_fails_once(false);
 }

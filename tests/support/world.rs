@@ -165,6 +165,17 @@ impl Node {
 
     /// Starts the node and waits until local commands work.
     pub(crate) fn up(&mut self) -> Value {
+        let line = self.start();
+        serde_json::from_str(&line)
+            .unwrap_or_else(|_| panic!("no ready line; stderr: {}", self.stderr()))
+    }
+
+    /// The same for a node that may die on the way.
+    pub(crate) fn try_up(&mut self) {
+        self.start();
+    }
+
+    fn start(&mut self) -> String {
         assert!(self.child.is_none(), "the node runs already");
         let log = std::fs::OpenOptions::new()
             .create(true)
@@ -182,8 +193,7 @@ impl Node {
             .unwrap();
         let line = first_line(&mut child);
         self.child = Some(child);
-        serde_json::from_str(&line)
-            .unwrap_or_else(|_| panic!("no ready line; stderr: {}", self.stderr()))
+        line
     }
 
     /// What the node has written to stderr so far.
