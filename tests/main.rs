@@ -5,12 +5,16 @@ mod support {
     #[cfg(feature = "relay")]
     pub(crate) mod npm_relay;
     #[cfg(all(feature = "relay", feature = "labor"))]
+    pub(crate) mod stranger;
+    #[cfg(all(feature = "relay", feature = "labor"))]
     pub(crate) mod world;
 }
 
 #[cfg(feature = "relay")]
 mod carrier;
 mod cli;
+#[cfg(all(feature = "relay", feature = "labor"))]
+mod hostile;
 #[cfg(feature = "labor")]
 mod labor;
 #[cfg(all(feature = "relay", feature = "labor"))]

@@ -72,7 +72,6 @@ pub(crate) fn sized(paths: u64, seed: u64) -> Value {
 /// What was heard.
 #[derive(Debug, Clone)]
 pub(crate) struct Heard {
-    pub(crate) from: String,
     pub(crate) rumor: EventId,
     pub(crate) body: Body,
 }
@@ -80,11 +79,9 @@ pub(crate) struct Heard {
 /// A peer whose every word is the test's.
 pub(crate) struct Stranger {
     pub(crate) identity: Identity,
-    conversations: Arc<Conversations>,
     keyring: Keyring,
     line: Option<WebSocket<TcpStream>>,
     heard: VecDeque<Heard>,
-    acked: HashSet<String>,
     opened: HashSet<EventId>,
     answers: HashMap<EventId, (bool, String)>,
     chains: BTreeMap<(String, String), (u32, String)>,
@@ -98,15 +95,12 @@ impl Stranger {
     pub(crate) fn offline() -> Self {
         let words = Mnemonic::generate().unwrap();
         let identity = Identity::derive(&words, Lct::new("eve", "cave", "worker").unwrap(), 0).unwrap();
-        let conversations = Arc::new(Conversations::new(64));
-        let keyring = Keyring::new(identity.nostr().clone(), conversations.clone());
+        let keyring = Keyring::new(identity.nostr().clone(), Arc::new(Conversations::new(64)));
         Self {
             identity,
-            conversations,
             keyring,
             line: None,
             heard: VecDeque::new(),
-            acked: HashSet::new(),
             opened: HashSet::new(),
             answers: HashMap::new(),
             chains: BTreeMap::new(),
@@ -322,10 +316,10 @@ impl Stranger {
         let mut substance = false;
         for message in messages {
             match message.unwrap().body {
-                Body::Ack(ack) => self.acked.extend(ack.rumors),
+                Body::Ack(_) => {}
                 body => {
                     substance = true;
-                    self.heard.push_back(Heard { from: from.clone(), rumor: verified.rumor_id, body });
+                    self.heard.push_back(Heard { rumor: verified.rumor_id, body });
                 }
             }
         }
@@ -378,20 +372,6 @@ impl Stranger {
             },
             _ => None,
         })
-    }
-
-    /// Waits until the node has acknowledged a rumor of ours.
-    pub(crate) fn until_acked(&mut self, rumor: &EventId) {
-        let began = Instant::now();
-        while !self.acked.contains(&rumor.to_hex()) {
-            assert!(began.elapsed() < PATIENCE, "never acknowledged");
-            self.listen();
-        }
-    }
-
-    /// What was heard and not yet taken.
-    pub(crate) fn waiting(&self) -> impl Iterator<Item = &Heard> {
-        self.heard.iter()
     }
 
     // ---- signed statements ------------------------------------------------------------------------------------------
