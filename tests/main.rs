@@ -14,9 +14,15 @@ mod support {
 mod carrier;
 mod cli;
 #[cfg(all(feature = "relay", feature = "labor"))]
+mod crash;
+#[cfg(all(feature = "relay", feature = "labor"))]
+mod demo;
+#[cfg(all(feature = "relay", feature = "labor"))]
 mod hostile;
 #[cfg(feature = "labor")]
 mod labor;
+#[cfg(all(feature = "relay", feature = "labor"))]
+mod outage;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod path;
 #[cfg(feature = "relay")]

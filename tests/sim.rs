@@ -1,6 +1,9 @@
 //! Nodes in a world of bad weather: whatever happens, one result is settled, and the books agree.
 
+mod disk;
+mod judge;
 mod policy;
+mod toil;
 mod world;
 
 use legiond::domain::job::{Phase, Route, TaskState};
@@ -15,8 +18,17 @@ fn pool() -> Route {
 
 fn assert_paid(world: &World, requester: usize, task: &str, cost_mc: u64) {
     let job = world.job(requester, task);
-    assert_eq!((job.phase, job.state, job.cost_mc), (Phase::Ended, TaskState::Completed, cost_mc), "{:?}", job.reason);
-    assert_eq!(world.journaled(requester, "receipt", task), 1, "exactly one result is paid");
+    assert_eq!(
+        (job.phase, job.state, job.cost_mc),
+        (Phase::Ended, TaskState::Completed, cost_mc),
+        "{:?}",
+        job.reason
+    );
+    assert_eq!(
+        world.journaled(requester, "receipt", task),
+        1,
+        "exactly one result is paid"
+    );
 }
 
 /// A directed job is done, verified, paid; nothing is left open.
@@ -57,20 +69,36 @@ fn our_own_job_is_free() {
 /// Random weather, random faults, many seeds: one result settled, books mirrored, nothing left, little recomputed.
 #[test]
 fn random_interleavings_end_the_same() {
-    let only = std::env::var("SIM_SEED").ok().and_then(|s| s.parse::<u64>().ok());
+    let only = std::env::var("SIM_SEED")
+        .ok()
+        .and_then(|s| s.parse::<u64>().ok());
     let seeds: Vec<u64> = only.map_or_else(|| (0..300).collect(), |seed| vec![seed]);
     for seed in seeds {
         let outcome = std::panic::catch_unwind(|| stormy(seed));
-        assert!(outcome.is_ok(), "SIM_SEED={seed} fails; keep it in fixtures/sim/seeds.txt");
+        assert!(
+            outcome.is_ok(),
+            "SIM_SEED={seed} fails; keep it in fixtures/sim/seeds.txt"
+        );
     }
 }
 
 fn stormy(seed: u64) {
     let mut world = World::friends(seed, 3);
-    world.weather = Weather { copies: 3, delay_ms: 400, ephemeral_loss: 30, ack_loss: 30, crash_before: 1, crash_after: 1, disk_fails: 1 };
+    world.weather = Weather {
+        copies: 3,
+        delay_ms: 400,
+        ephemeral_loss: 30,
+        ack_loss: 30,
+        crash_before: 1,
+        crash_after: 1,
+        disk_fails: 1,
+    };
     let rough = world.now + 120_000;
     for _ in 0..world.dice.below(6) {
-        let (at, when) = (world.dice.below(3) as usize, world.now + world.dice.below(60_000));
+        let (at, when) = (
+            world.dice.below(3) as usize,
+            world.now + world.dice.below(60_000),
+        );
         let down = 1_000 + world.dice.below(40_000);
         match world.dice.below(4) {
             0 => {
@@ -96,7 +124,11 @@ fn stormy(seed: u64) {
         let calm = world.calm_at;
         world.calm_at = 0;
         let npub = world.npub(other);
-        let route = if world.dice.percent(50) { pool() } else { Route::Peer(npub) };
+        let route = if world.dice.percent(50) {
+            pool()
+        } else {
+            Route::Peer(npub)
+        };
         let units = 8 + world.dice.below(60) as u32;
         tasks.push((at, units, world.ask(at, units, route, 6 * HOUR)));
         world.calm_at = calm;
@@ -104,20 +136,49 @@ fn stormy(seed: u64) {
     }
     world.run_until(rough);
     world.settle(12 * HOUR);
-    assert!(world.quiet(), "everything comes to rest: {:?}", world.machines.iter().map(|m| m.node.as_ref().map(|n| (n.jobs().clone(), n.work().clone()))).collect::<Vec<_>>());
+    assert!(
+        world.quiet(),
+        "everything comes to rest: {:?}",
+        world
+            .machines
+            .iter()
+            .map(|m| m
+                .node
+                .as_ref()
+                .map(|n| (n.jobs().clone(), n.work().clone())))
+            .collect::<Vec<_>>()
+    );
     for (at, units, task) in &tasks {
         let job = world.job(*at, task);
         assert_eq!(job.state, TaskState::Completed, "{:?}", job.reason);
-        assert_eq!(world.journaled(*at, "receipt", task), 1, "exactly one result is paid");
+        assert_eq!(
+            world.journaled(*at, "receipt", task),
+            1,
+            "exactly one result is paid"
+        );
         let awards = job.awards.len() as u64;
-        let executed: u64 = world.machines.iter().flat_map(|m| m.executed.iter()).filter(|(o, _)| o.ends_with(task.as_str())).map(|(_, n)| n).sum();
+        let executed: u64 = world
+            .machines
+            .iter()
+            .flat_map(|m| m.executed.iter())
+            .filter(|(o, _)| o.ends_with(task.as_str()))
+            .map(|(_, n)| n)
+            .sum();
         let kills: u64 = world.machines.iter().map(|m| m.kills).sum();
         let most = u64::from(*units) * awards + u64::from(CHECKPOINT_UNITS) * kills;
-        assert!(executed <= most, "executed {executed} of {units} with {kills} kills and {awards} awards");
+        assert!(
+            executed <= most,
+            "executed {executed} of {units} with {kills} kills and {awards} awards"
+        );
     }
     world.mirrored();
     for machine in &world.machines {
-        let left = machine.disk.live.iter().filter(|n| n.starts_with("job/") || n.starts_with("work/")).count();
+        let left = machine
+            .disk
+            .live
+            .iter()
+            .filter(|n| n.starts_with("job/") || n.starts_with("work/"))
+            .count();
         assert_eq!(left, 0, "no lease, lock or engagement is left on a disk");
     }
 }
@@ -135,8 +196,15 @@ fn a_requester_that_is_away_for_an_hour_finds_its_result() {
         assert!(world.quiet());
         let job = world.job(0, &task);
         assert_eq!(job.state, TaskState::Completed, "seed {seed}");
-        let executed: u64 = world.machines.iter().flat_map(|m| m.executed.values()).sum();
-        assert_eq!(executed, 40, "finished work is not awarded again: seed {seed}");
+        let executed: u64 = world
+            .machines
+            .iter()
+            .flat_map(|m| m.executed.values())
+            .sum();
+        assert_eq!(
+            executed, 40,
+            "finished work is not awarded again: seed {seed}"
+        );
         world.mirrored();
     }
 }
@@ -151,7 +219,14 @@ fn answers_after_the_re_award_change_nothing() {
         }
         world.slow = Some((1, method, 60_000));
         let second = world.npub(2);
-        world.input(0, Input::Trust { npub: second, tier: legiond::domain::peer::Tier::Trusted, limit_mc: None });
+        world.input(
+            0,
+            Input::Trust {
+                npub: second,
+                tier: legiond::domain::peer::Tier::Trusted,
+                limit_mc: None,
+            },
+        );
         let task = world.ask(0, 40, pool(), HOUR);
         world.run_for(150_000);
         world.settle(3 * HOUR);
@@ -172,11 +247,26 @@ fn false_evidence_is_a_dispute() {
     assert_eq!(world.job(0, &task).state, TaskState::Failed);
     let requester = world.npub(0);
     assert!(world.node(1).peers()[&requester].disputed);
-    assert_eq!(world.node(1).ledger().account(&requester).pending_owed_to_us_mc, 20, "the claim stands");
+    assert_eq!(
+        world
+            .node(1)
+            .ledger()
+            .account(&requester)
+            .pending_owed_to_us_mc,
+        20,
+        "the claim stands"
+    );
     let again = world.ask(0, 20, Route::Peer(executor), 60_000);
     world.run_for(10_000);
     assert_eq!(world.job(0, &again).reason.unwrap().code, "credit_required");
-    world.input(1, Input::Trust { npub: requester.clone(), tier: legiond::domain::peer::Tier::Trusted, limit_mc: None });
+    world.input(
+        1,
+        Input::Trust {
+            npub: requester.clone(),
+            tier: legiond::domain::peer::Tier::Trusted,
+            limit_mc: None,
+        },
+    );
     assert!(!world.node(1).peers()[&requester].disputed);
 }
 
@@ -193,7 +283,10 @@ fn a_result_after_settlement_is_late() {
     assert_eq!((job.state, job.is_live()), (TaskState::Failed, false));
     world.settle(10 * HOUR);
     let job = world.job(0, &task);
-    assert!(job.outcome.is_some_and(|o| o.late), "kept, and said to be late");
+    assert!(
+        job.outcome.is_some_and(|o| o.late),
+        "kept, and said to be late"
+    );
     assert_eq!(job.cost_mc, 0);
     let requester = world.npub(0);
     assert!(world.node(1).peers()[&requester].disputed);
@@ -218,7 +311,10 @@ fn a_cancel_ends_every_phase() {
             world.settle(3 * HOUR);
             assert!(world.quiet(), "{pay} {step}");
             let job = world.job(0, &task);
-            assert!(matches!(job.state, TaskState::Canceled | TaskState::Completed));
+            assert!(matches!(
+                job.state,
+                TaskState::Canceled | TaskState::Completed
+            ));
             world.mirrored();
         }
     }

@@ -27,14 +27,25 @@ pub struct OwnerState {
 
 impl Node {
     pub(super) fn on_pause(&mut self, now: Ms, mode: PauseMode, for_ms: Option<Ms>) {
-        self.owner.paused = Some(Pause { mode, until_ms: for_ms.map(|ms| now.saturating_add(ms)) });
+        self.owner.paused = Some(Pause {
+            mode,
+            until_ms: for_ms.map(|ms| now.saturating_add(ms)),
+        });
         self.put(Row::Owner(self.owner.clone()));
-        self.journal("pause", None, serde_json::json!({"mode": mode, "for_ms": for_ms}));
+        self.journal(
+            "pause",
+            None,
+            serde_json::json!({"mode": mode, "for_ms": for_ms}),
+        );
         self.out.effects.push(Effect::Readvertise);
         self.out.effects.push(Effect::Done(Ok(())));
         // Work that waits for a lease also learns why it waits.
-        let waiting: Vec<_> =
-            self.work.values().filter(|w| !self.is_local(&w.requester) && w.stage == Stage::Queued).map(|w| w.key.clone()).collect();
+        let waiting: Vec<_> = self
+            .work
+            .values()
+            .filter(|w| !self.is_local(&w.requester) && w.stage == Stage::Queued)
+            .map(|w| w.key.clone())
+            .collect();
         for key in waiting {
             if let Some(work) = self.work.get_mut(&key) {
                 work.stage = Stage::Hibernating;
@@ -63,13 +74,22 @@ impl Node {
 
     /// Whether foreign work may hold hardware now.
     fn foreign_allowed(&self) -> bool {
-        let local_active = self.work.values().any(|w| self.is_local(&w.requester) && w.is_work());
+        let local_active = self
+            .work
+            .values()
+            .any(|w| self.is_local(&w.requester) && w.is_work());
         self.owner.paused.is_none() && !local_active && !self.stopping
     }
 
     /// Grants and revokes leases until the hardware is with whom it belongs.
     pub(super) fn arbitrate(&mut self, now: Ms) {
-        if self.owner.paused.as_ref().and_then(|p| p.until_ms).is_some_and(|until| now >= until) {
+        if self
+            .owner
+            .paused
+            .as_ref()
+            .and_then(|p| p.until_ms)
+            .is_some_and(|until| now >= until)
+        {
             self.owner.paused = None;
             self.put(Row::Owner(self.owner.clone()));
             self.journal("resume", None, serde_json::json!({"by": "time"}));
@@ -78,7 +98,11 @@ impl Node {
         if !self.foreign_allowed() {
             self.revoke_foreign();
         }
-        let busy = self.work.values().filter(|w| matches!(w.stage, Stage::Running | Stage::Stopping)).count();
+        let busy = self
+            .work
+            .values()
+            .filter(|w| matches!(w.stage, Stage::Running | Stage::Stopping))
+            .count();
         let free = (self.policy.leases_max as usize).saturating_sub(busy);
         if free == 0 || self.stopping {
             return;
@@ -108,19 +132,35 @@ impl Node {
             work.started_ms = now;
         }
         // A requester that was told of a pause hears at once that it is over.
-        let wait_ms = if work.stage == Stage::Hibernating { 0 } else { work.lease_ttl_ms / 3 };
+        let wait_ms = if work.stage == Stage::Hibernating {
+            0
+        } else {
+            work.lease_ttl_ms / 3
+        };
         work.keepalive_at_ms = now.saturating_add(wait_ms);
         work.stage = Stage::Running;
         let task = work.task.clone();
         self.dirty.work.insert(key.clone());
-        self.journal("lease_granted", Some(&task), serde_json::json!({"key": key, "resumed_from": resumed}));
+        self.journal(
+            "lease_granted",
+            Some(&task),
+            serde_json::json!({"key": key, "resumed_from": resumed}),
+        );
         self.out.effects.push(Effect::Start(key.clone()));
     }
 
     fn revoke_foreign(&mut self) {
-        let after_checkpoint = self.owner.paused.as_ref().is_some_and(|p| p.mode == PauseMode::AfterCheckpoint);
-        let running: Vec<_> =
-            self.work.values().filter(|w| w.stage == Stage::Running && !self.is_local(&w.requester)).map(|w| w.key.clone()).collect();
+        let after_checkpoint = self
+            .owner
+            .paused
+            .as_ref()
+            .is_some_and(|p| p.mode == PauseMode::AfterCheckpoint);
+        let running: Vec<_> = self
+            .work
+            .values()
+            .filter(|w| w.stage == Stage::Running && !self.is_local(&w.requester))
+            .map(|w| w.key.clone())
+            .collect();
         for key in running {
             self.stop_work(&key, StopWhy::Owner, after_checkpoint);
         }
@@ -141,8 +181,15 @@ impl Node {
         }
         self.dirty.work.insert(key.clone());
         if running {
-            self.journal("lease_revoked", Some(&task), serde_json::json!({"key": key, "why": why}));
-            self.out.effects.push(Effect::SoftStop { key: key.clone(), after_checkpoint });
+            self.journal(
+                "lease_revoked",
+                Some(&task),
+                serde_json::json!({"key": key, "why": why}),
+            );
+            self.out.effects.push(Effect::SoftStop {
+                key: key.clone(),
+                after_checkpoint,
+            });
         }
     }
 
@@ -155,8 +202,14 @@ impl Node {
             return;
         }
         let retry_at_ms = self.owner.paused.as_ref().and_then(|p| p.until_ms);
-        let update =
-            Update { task: work.task.clone(), award_no: work.award_no, news: News::Paused { reason: "owner".into(), retry_at_ms } };
+        let update = Update {
+            task: work.task.clone(),
+            award_no: work.award_no,
+            news: News::Paused {
+                reason: "owner".into(),
+                retry_at_ms,
+            },
+        };
         let (requester, expires) = (work.requester.clone(), work.settle_by_ms);
         self.send_peer(&requester, Body::Update(Box::new(update)), expires);
     }

@@ -24,14 +24,25 @@ impl Node {
         job.window_ends_ms = None;
         job.bids.clear();
         // Whoever only had a passing reason is asked again.
-        job.refusals.retain(|_, reason| reason.retry_at_ms.is_none_or(|at| at > now));
-        job.offer_expires_ms = now.saturating_add(self.policy.offer_ttl_ms).min(job.deadline_ms);
-        job.reason = Some(Reason::until("waiting_for_bids", format!("offered to the pool {pool}; no bid yet"), job.offer_expires_ms));
+        job.refusals
+            .retain(|_, reason| reason.retry_at_ms.is_none_or(|at| at > now));
+        job.offer_expires_ms = now
+            .saturating_add(self.policy.offer_ttl_ms)
+            .min(job.deadline_ms);
+        job.reason = Some(Reason::until(
+            "waiting_for_bids",
+            format!("offered to the pool {pool}; no bid yet"),
+            job.offer_expires_ms,
+        ));
         if job.marks.offered_ms == 0 {
             job.marks.offered_ms = now;
         }
         let (round, units) = (job.round, job.units);
-        self.journal("offer", Some(task), serde_json::json!({"round": round, "units": units, "pool": pool}));
+        self.journal(
+            "offer",
+            Some(task),
+            serde_json::json!({"round": round, "units": units, "pool": pool}),
+        );
         self.announce(task);
         self.out.effects.push(Effect::Inboxes);
         self.changed(task);
@@ -63,13 +74,28 @@ impl Node {
         };
         let expires_ms = job.offer_expires_ms;
         let to = Addressee::Pool(pool.clone());
-        self.send(to, Body::Offer(Box::new(offer)), false, Vec::new(), expires_ms);
+        self.send(
+            to,
+            Body::Offer(Box::new(offer)),
+            false,
+            Vec::new(),
+            expires_ms,
+        );
     }
 
-    pub(super) fn on_bid(&mut self, now: Ms, incoming: &Incoming, bid: &Bid) -> Result<(), Refused> {
+    pub(super) fn on_bid(
+        &mut self,
+        now: Ms,
+        incoming: &Incoming,
+        bid: &Bid,
+    ) -> Result<(), Refused> {
         let from = &incoming.from;
-        let job = self.jobs.get(&bid.task).filter(|_| bid.requester == self.policy.me);
-        let job = job.ok_or_else(|| Refused::new("bid_foreign", "a bid on a task that is not ours"))?;
+        let job = self
+            .jobs
+            .get(&bid.task)
+            .filter(|_| bid.requester == self.policy.me);
+        let job =
+            job.ok_or_else(|| Refused::new("bid_foreign", "a bid on a task that is not ours"))?;
         if job.phase != Phase::Placing || bid.round != job.round {
             return Err(Refused::new("bid_late", "the offer is closed"));
         }
@@ -78,29 +104,46 @@ impl Node {
         }
         let total = u64::from(job.units).checked_mul(bid.unit_price_mc);
         if total != Some(bid.total_mc) || bid.total_mc > job.max_price_mc {
-            return Err(Refused::new("bid_price", "the bid's total is not units x price, or is above the offer"));
+            return Err(Refused::new(
+                "bid_price",
+                "the bid's total is not units x price, or is above the offer",
+            ));
         }
         let task = bid.task.clone();
         if unwelcome(job, from, now) {
             self.close_if_all_answered(now, &task);
-            return Err(Refused::new("bid_unwelcome", "the bidder has declined this job, or its result was refused"));
+            return Err(Refused::new(
+                "bid_unwelcome",
+                "the bidder has declined this job, or its result was refused",
+            ));
         }
         let mut bids = job.bids.clone();
         bids.retain(|(npub, _)| npub != from);
         bids.push((from.clone(), bid.clone()));
         let bids = self.best(job, bids);
         if !bids.iter().any(|(npub, _)| npub == from) {
-            return Err(Refused::new("bids_full", "the table of bids is full of better ones"));
+            return Err(Refused::new(
+                "bids_full",
+                "the table of bids is full of better ones",
+            ));
         }
         let window_ends = now.saturating_add(self.policy.bid_window_ms);
         if let Some(job) = self.jobs.get_mut(&task) {
             job.bids = bids;
             job.refusals.remove(from);
             let until = *job.window_ends_ms.get_or_insert(window_ends);
-            job.reason = Some(Reason::until("collecting_bids", format!("{} bid(s); the best is taken soon", job.bids.len()), until));
+            job.reason = Some(Reason::until(
+                "collecting_bids",
+                format!("{} bid(s); the best is taken soon", job.bids.len()),
+                until,
+            ));
             self.dirty.jobs.insert(task.clone());
         }
-        self.journal("bid", Some(&task), serde_json::json!({"from": incoming.from, "total_mc": bid.total_mc}));
+        self.journal(
+            "bid",
+            Some(&task),
+            serde_json::json!({"from": incoming.from, "total_mc": bid.total_mc}),
+        );
         self.close_if_all_answered(now, &task);
         Ok(())
     }
@@ -108,9 +151,16 @@ impl Node {
     /// The bids that the table has room for, best first.
     fn best(&self, job: &Job, mut bids: Vec<(String, Bid)>) -> Vec<(String, Bid)> {
         bids.sort_by_cached_key(|pair| self.rank(job, pair));
-        let (most, mut strangers) = (self.policy.bids_max as usize, (self.policy.bids_max as usize / 4).max(1));
+        let (most, mut strangers) = (
+            self.policy.bids_max as usize,
+            (self.policy.bids_max as usize / 4).max(1),
+        );
         bids.retain(|(npub, _)| {
-            if self.peers.get(npub).is_some_and(|p| p.tier != Tier::Stranger) {
+            if self
+                .peers
+                .get(npub)
+                .is_some_and(|p| p.tier != Tier::Stranger)
+            {
                 return true;
             }
             let fits = strangers > 0;
@@ -124,8 +174,19 @@ impl Node {
     fn rank(&self, job: &Job, (npub, bid): &(String, Bid)) -> Rank {
         let peer = self.peers.get(npub);
         let tried = job.awards.iter().filter(|a| a.executor == *npub).count();
-        let experience = peer.map_or(0, |p| p.completed.min(10).saturating_sub(p.frauds.saturating_mul(10)));
-        (tried, peer.map_or(Tier::Stranger, |p| p.tier), Reverse(experience), bid.total_mc, bid.eta_ms, npub.clone())
+        let experience = peer.map_or(0, |p| {
+            p.completed
+                .min(10)
+                .saturating_sub(p.frauds.saturating_mul(10))
+        });
+        (
+            tried,
+            peer.map_or(Tier::Stranger, |p| p.tier),
+            Reverse(experience),
+            bid.total_mc,
+            bid.eta_ms,
+            npub.clone(),
+        )
     }
 
     /// Nobody waits for a window when everyone known to offer the skill has answered; and if all of them said no, the
@@ -140,19 +201,31 @@ impl Node {
         let Route::Pool(pool) = &job.route else {
             return;
         };
-        let known: Vec<_> = self.peers.values().filter(|p| p.advertises(&job.skill, pool, now)).collect();
-        let answered = |npub: &str| job.refusals.contains_key(npub) || job.bids.iter().any(|(n, _)| n == npub);
+        let known: Vec<_> = self
+            .peers
+            .values()
+            .filter(|p| p.advertises(&job.skill, pool, now))
+            .collect();
+        let answered =
+            |npub: &str| job.refusals.contains_key(npub) || job.bids.iter().any(|(n, _)| n == npub);
         if known.is_empty() || !known.iter().all(|p| answered(&p.npub)) {
             return;
         }
         if !job.bids.is_empty() {
             self.choose(now, task);
-        } else if job.refusals.values().all(|r| r.retry_at_ms.is_none_or(|at| at > job.deadline_ms)) {
+        } else if job
+            .refusals
+            .values()
+            .all(|r| r.retry_at_ms.is_none_or(|at| at > job.deadline_ms))
+        {
             self.end(
                 now,
                 task,
                 TaskState::Rejected,
-                Reason::new("no_provider", "every known peer refused; `legion why` says why per peer"),
+                Reason::new(
+                    "no_provider",
+                    "every known peer refused; `legion why` says why per peer",
+                ),
             );
         }
     }
@@ -187,6 +260,12 @@ impl Node {
 /// Whether this peer had the job and gave it up, or delivered a result that was refused. Silence (a lease that ran out, an
 /// acceptance that came too late) is forgiven; a decline with a time holds until that time.
 fn unwelcome(job: &Job, npub: &str, now: Ms) -> bool {
-    let failed = job.awards.iter().any(|a| a.executor == npub && matches!(a.state, AwardState::Declined | AwardState::Delivered));
-    failed && job.refusals.get(npub).is_none_or(|reason| reason.retry_at_ms.is_none_or(|at| at > now))
+    let failed = job.awards.iter().any(|a| {
+        a.executor == npub && matches!(a.state, AwardState::Declined | AwardState::Delivered)
+    });
+    failed
+        && job
+            .refusals
+            .get(npub)
+            .is_none_or(|reason| reason.retry_at_ms.is_none_or(|at| at > now))
 }

@@ -136,13 +136,22 @@ impl Engagement {
 
     /// Whether it wants or holds hardware.
     pub fn is_work(&self) -> bool {
-        matches!(self.stage, Stage::Queued | Stage::Running | Stage::Stopping | Stage::Hibernating)
+        matches!(
+            self.stage,
+            Stage::Queued | Stage::Running | Stage::Stopping | Stage::Hibernating
+        )
     }
 
     /// What the requester owes once the work is finished, milli-credits.
     pub fn claim_mc(&self) -> u64 {
-        let counted = || u64::from(self.units_done).saturating_mul(self.unit_price_mc).min(self.total_mc);
-        self.proof.as_ref().map_or_else(counted, |proof| proof.cost_mc)
+        let counted = || {
+            u64::from(self.units_done)
+                .saturating_mul(self.unit_price_mc)
+                .min(self.total_mc)
+        };
+        self.proof
+            .as_ref()
+            .map_or_else(counted, |proof| proof.cost_mc)
     }
 
     /// Order of service: own before trusted before stranger, critical first within own, then by acceptance.

@@ -191,7 +191,9 @@ impl Ledger {
     /// What `npub` owes us or may come to owe us by accepted work: the number held against its limit.
     pub fn exposure_mc(&self, npub: &str) -> u64 {
         let account = self.account(npub);
-        u64::try_from(account.posted_mc).unwrap_or(0).saturating_add(account.pending_owed_to_us_mc)
+        u64::try_from(account.posted_mc)
+            .unwrap_or(0)
+            .saturating_add(account.pending_owed_to_us_mc)
     }
 
     /// Applies `event`, returning the record to store (none if nothing changes).
@@ -200,7 +202,14 @@ impl Ledger {
     ///
     /// # Errors
     /// `lock_missing` where nothing was ever reserved, `cost_above_lock`, `amount_range`.
-    pub fn apply(&mut self, key: &LockKey, event: Event, amount_mc: u64, settled: bool, now: Ms) -> Result<Option<Transfer>, Refused> {
+    pub fn apply(
+        &mut self,
+        key: &LockKey,
+        event: Event,
+        amount_mc: u64,
+        settled: bool,
+        now: Ms,
+    ) -> Result<Option<Transfer>, Refused> {
         let locked = self.locks.get(key).copied();
         let state = match (locked, settled) {
             (Some(_), _) => State::Locked,
@@ -210,22 +219,33 @@ impl Ledger {
         let to = match next(state, event, key.0) {
             Verdict::Keep => return Ok(None),
             Verdict::Refuse => {
-                return Err(Refused::new("lock_missing", "no credit was ever reserved for this award"));
+                return Err(Refused::new(
+                    "lock_missing",
+                    "no credit was ever reserved for this award",
+                ));
             }
             Verdict::To(to) => to,
         };
         let account = self.account(&key.1);
-        let in_play =
-            account.posted_mc.unsigned_abs().saturating_add(account.pending_owed_to_us_mc).saturating_add(account.pending_we_owe_mc);
+        let in_play = account
+            .posted_mc
+            .unsigned_abs()
+            .saturating_add(account.pending_owed_to_us_mc)
+            .saturating_add(account.pending_we_owe_mc);
         let own = self.account(SELF).posted_mc.unsigned_abs();
-        if amount_mc > AMOUNT_MAX_MC || (event == Event::Lock && in_play.max(own) > i64::MAX as u64 / 4) {
+        if amount_mc > AMOUNT_MAX_MC
+            || (event == Event::Lock && in_play.max(own) > i64::MAX as u64 / 4)
+        {
             return Err(Refused::new("amount_range", "the amount is out of range"));
         }
         let reserved = locked.unwrap_or(0);
         let (kind, amount) = match to {
             State::Locked => (Kind::Lock, amount_mc),
             State::Committed if amount_mc > reserved => {
-                return Err(Refused::new("cost_above_lock", "the cost is above what was reserved"));
+                return Err(Refused::new(
+                    "cost_above_lock",
+                    "the cost is above what was reserved",
+                ));
             }
             State::Committed => (Kind::Commit, amount_mc),
             _ => (Kind::Rollback, reserved),

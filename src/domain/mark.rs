@@ -47,7 +47,10 @@ impl Node {
     /// The mark of a foreign task, made if there is none, kept until `until` at least.
     pub(super) fn mark(&mut self, owner: &str, until: Ms) -> &mut Mark {
         self.dirty.marks.insert(owner.to_owned());
-        let mark = self.marks.entry(owner.to_owned()).or_insert_with(|| Mark { owner: owner.to_owned(), ..Mark::default() });
+        let mark = self.marks.entry(owner.to_owned()).or_insert_with(|| Mark {
+            owner: owner.to_owned(),
+            ..Mark::default()
+        });
         mark.expires_ms = mark.expires_ms.max(until);
         mark
     }
@@ -62,20 +65,34 @@ impl Node {
     /// Whether another task of this peer can be remembered.
     pub(super) fn room_for_mark(&self, requester: &str, owner: &str) -> bool {
         let prefix = format!("{requester}/");
-        let of_peer = || self.marks.range(prefix.clone()..).take_while(|(o, _)| o.starts_with(&prefix)).count();
-        self.marks.contains_key(owner) || (self.marks.len() < MARKS_MAX && of_peer() < MARKS_PER_PEER_MAX)
+        let of_peer = || {
+            self.marks
+                .range(prefix.clone()..)
+                .take_while(|(o, _)| o.starts_with(&prefix))
+                .count()
+        };
+        self.marks.contains_key(owner)
+            || (self.marks.len() < MARKS_MAX && of_peer() < MARKS_PER_PEER_MAX)
     }
 
     /// All awards of a foreign task that are in memory.
     pub(super) fn work_of(&self, owner: &str) -> impl Iterator<Item = &Engagement> {
         let prefix = format!("{owner}/");
         let end = prefix.clone();
-        self.work.range(prefix..).take_while(move |(key, _)| key.starts_with(&end)).map(|(_, work)| work)
+        self.work
+            .range(prefix..)
+            .take_while(move |(key, _)| key.starts_with(&end))
+            .map(|(_, work)| work)
     }
 
     /// Forgets tasks whose time has passed and on which nothing is open.
     pub(super) fn forget_marks(&mut self, now: Ms) {
-        let stale: Vec<_> = self.marks.values().filter(|m| m.expires_ms <= now).map(|m| m.owner.clone()).collect();
+        let stale: Vec<_> = self
+            .marks
+            .values()
+            .filter(|m| m.expires_ms <= now)
+            .map(|m| m.owner.clone())
+            .collect();
         for owner in stale {
             if self.work_of(&owner).any(Engagement::is_live) {
                 let later = now.saturating_add(24 * 3600 * 1000);
@@ -95,12 +112,29 @@ impl Node {
     }
 
     /// Writes our next entry in the history of `requester`'s task.
-    pub(super) fn write_foreign_entry(&mut self, now: Ms, requester: &str, task: &str, until: Ms, what: Act) -> Entry {
+    pub(super) fn write_foreign_entry(
+        &mut self,
+        now: Ms,
+        requester: &str,
+        task: &str,
+        until: Ms,
+        what: Act,
+    ) -> Entry {
         let (me, mine) = (self.policy.me.clone(), self.policy.key.clone());
         let Some(heads) = self.foreign_heads(requester, task, until) else {
             return Entry::blank();
         };
-        let entry = history::write(heads, now, Draft { task, requester, author: &me, key: &mine, what });
+        let entry = history::write(
+            heads,
+            now,
+            Draft {
+                task,
+                requester,
+                author: &me,
+                key: &mine,
+                what,
+            },
+        );
         self.put(Row::Entry(Box::new(entry.clone())));
         if requester == self.policy.me {
             self.dirty.jobs.insert(task.to_owned());
@@ -109,14 +143,24 @@ impl Node {
     }
 
     /// Takes an entry of the requester into the history of its task.
-    pub(super) fn admit_foreign_entry(&mut self, now: Ms, requester: &str, task: &str, until: Ms, entry: &Entry) -> Result<(), Refused> {
+    pub(super) fn admit_foreign_entry(
+        &mut self,
+        now: Ms,
+        requester: &str,
+        task: &str,
+        until: Ms,
+        entry: &Entry,
+    ) -> Result<(), Refused> {
         self.entry_belongs(task, requester, requester, entry)?;
         let local = self.is_local(requester);
         let Some(heads) = self.foreign_heads(requester, task, until) else {
             return Ok(());
         };
         if heads.equivocated.is_some() && !local {
-            return Err(Refused::new("task_disputed", "the task is frozen: an author contradicted itself"));
+            return Err(Refused::new(
+                "task_disputed",
+                "the task is frozen: an author contradicted itself",
+            ));
         }
         let admitted = history::admit(heads, now, entry);
         let caught = admitted.as_ref().is_err_and(|e| e.code == "equivocation");
@@ -124,20 +168,30 @@ impl Node {
             self.put(Row::Entry(Box::new(entry.clone())));
         }
         if caught {
-            self.journal("equivocation", Some(task), serde_json::json!({"author": requester}));
+            self.journal(
+                "equivocation",
+                Some(task),
+                serde_json::json!({"author": requester}),
+            );
             self.edit_peer(requester, |peer| peer.disputed = true);
         }
         admitted
     }
 
     pub(super) fn write_work_entry(&mut self, now: Ms, key: &EngagementKey, what: Act) -> Entry {
+        self.dirty.work.insert(key.clone());
         let Some((requester, task, until)) = self.work_place(key) else {
             return Entry::blank();
         };
         self.write_foreign_entry(now, &requester, &task, until, what)
     }
 
-    pub(super) fn admit_work_entry(&mut self, now: Ms, key: &EngagementKey, entry: &Entry) -> Result<(), Refused> {
+    pub(super) fn admit_work_entry(
+        &mut self,
+        now: Ms,
+        key: &EngagementKey,
+        entry: &Entry,
+    ) -> Result<(), Refused> {
         let Some((requester, task, until)) = self.work_place(key) else {
             return Ok(());
         };
@@ -145,6 +199,8 @@ impl Node {
     }
 
     fn work_place(&self, key: &EngagementKey) -> Option<(String, String, Ms)> {
-        self.work.get(key).map(|w| (w.requester.clone(), w.task.clone(), w.settle_by_ms))
+        self.work
+            .get(key)
+            .map(|w| (w.requester.clone(), w.task.clone(), w.settle_by_ms))
     }
 }

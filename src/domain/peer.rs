@@ -100,7 +100,9 @@ impl Peer {
 
     /// Whether the peer's ad in `pool` says that it does `skill` now.
     pub fn advertises(&self, skill: &str, pool: &str, now: Ms) -> bool {
-        self.ad.as_ref().is_some_and(|ad| ad.expires_ms > now && ad.pool == pool && ad.skills.iter().any(|s| s.id == skill))
+        self.ad.as_ref().is_some_and(|ad| {
+            ad.expires_ms > now && ad.pool == pool && ad.skills.iter().any(|s| s.id == skill)
+        })
     }
 
     /// Whether a new task fits into `per_minute`.
@@ -108,18 +110,27 @@ impl Peer {
     /// # Errors
     /// The number of milliseconds after which the next one fits.
     pub fn turn(&self, now: Ms, per_minute: u32) -> Result<(), Ms> {
-        let within: Vec<Ms> = self.recent.iter().copied().filter(|at| at.saturating_add(60_000) > now && *at <= now).collect();
+        let within: Vec<Ms> = self
+            .recent
+            .iter()
+            .copied()
+            .filter(|at| at.saturating_add(60_000) > now && *at <= now)
+            .collect();
         if within.len() < per_minute as usize {
             return Ok(());
         }
         // The newest `per_minute` tasks fill the minute; the oldest of them has to leave it.
-        let leaves = within.get(within.len() - (per_minute as usize).max(1).min(within.len())).copied().unwrap_or(now);
+        let leaves = within
+            .get(within.len() - (per_minute as usize).max(1).min(within.len()))
+            .copied()
+            .unwrap_or(now);
         Err(leaves.saturating_add(60_000).saturating_sub(now).max(1))
     }
 
     /// Counts a new task.
     pub fn count_task(&mut self, now: Ms) {
-        self.recent.retain(|at| at.saturating_add(60_000) > now && *at <= now);
+        self.recent
+            .retain(|at| at.saturating_add(60_000) > now && *at <= now);
         self.recent.push(now);
     }
 }

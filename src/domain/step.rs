@@ -85,12 +85,19 @@ pub struct Refused {
 impl Refused {
     /// A refusal with this code and text.
     pub fn new(code: &str, message: impl Into<String>) -> Self {
-        Self { code: code.to_owned(), message: message.into(), retry_at_ms: None }
+        Self {
+            code: code.to_owned(),
+            message: message.into(),
+            retry_at_ms: None,
+        }
     }
 
     /// The same with the time of another try.
     pub fn retry_at(self, retry_at_ms: Option<Ms>) -> Self {
-        Self { retry_at_ms, ..self }
+        Self {
+            retry_at_ms,
+            ..self
+        }
     }
 }
 

@@ -7,6 +7,9 @@ use tokio::sync::oneshot;
 use super::order::{Answer, Mail};
 use crate::domain::step::{Addressee, Change, Effect, Refused, Row, Send, Step};
 
+/// What makes a message seen: author, rumor id, wrap id, expiry in Unix seconds.
+type SeenId = ([u8; 32], [u8; 32], [u8; 32], u64);
+
 /// The answer to a command.
 type Said = Result<Answer, Refused>;
 
@@ -17,12 +20,15 @@ pub(super) struct Batch {
     pub(super) sends: Vec<Send>,
     pub(super) tries: Vec<Send>,
     pub(super) effects: Vec<Effect>,
-    pub(super) seen: Vec<([u8; 32], [u8; 32], [u8; 32], u64)>,
+    /// Author, rumor, wrap, until when (Unix seconds).
+    pub(super) seen: Vec<SeenId>,
     pub(super) seen_now: HashSet<([u8; 32], [u8; 32])>,
     pub(super) acks: Vec<(String, String)>,
     pub(super) delivered: Vec<u64>,
     pub(super) answers: Vec<(oneshot::Sender<Said>, Said)>,
     pub(super) again: Vec<Mail>,
+    /// Journal kinds, for crash points.
+    pub(super) kinds: Vec<String>,
 }
 
 impl Batch {

@@ -104,7 +104,7 @@ impl ControlHandler for Handlers {
             }
             "task/ask" => self.ask(parse(params)?).await,
             "task/get" => self.task(&parse::<IdParams>(params)?.id).await,
-            "task/list" => self.look(|node, store| view::tasks(node, store)).await,
+            "task/list" => self.look(view::tasks).await,
             "task/wait" => self.wait(&parse::<IdParams>(params)?.id, &notify).await,
             "task/cancel" => {
                 let id = parse::<IdParams>(params)?.id;
@@ -156,7 +156,11 @@ impl ControlHandler for Handlers {
                 Ok(json!({"paused": null}))
             }
             "owner/cores" => {
-                let n = parse::<CoresParams>(params)?.n.max(1);
+                let all = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+                let n = match parse::<CoresParams>(params)?.n {
+                    0 => all(),
+                    n => n,
+                };
                 self.cores.send_replace(n);
                 Ok(json!({"cores": n}))
             }
@@ -433,7 +437,7 @@ impl Handlers {
     }
 }
 
-fn is_connected(state: &crate::carrier::RelayState) -> bool {
+pub(super) fn is_connected(state: &crate::carrier::RelayState) -> bool {
     use crate::carrier::RelayState::{CaughtUp, Connected, HistoryGap, SubscriptionRefused};
     matches!(
         state,

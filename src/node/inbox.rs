@@ -61,8 +61,8 @@ impl Opener {
     /// The stable code of the refusal.
     pub fn open(&self, event: &Event, now_s: u64) -> Result<Opened, Code> {
         let budget = |inbox: &Inbox| self.within_budget(inbox, now_s);
-        let verified = verify_within(event, &self.keyring, now_s, budget)
-            .map_err(|refusal| refusal.code())?;
+        let verified =
+            verify_within(event, &self.keyring, now_s, budget).map_err(|refusal| refusal.code())?;
         let pool = match &verified.inbox {
             Inbox::Pool { name, .. } => Some(name.clone()),
             Inbox::Own | Inbox::Task(_) => None,
@@ -298,6 +298,7 @@ pub async fn run(
     counters: Arc<Mutex<super::order::Counters>>,
 ) {
     let mut recent = Recent::default();
+    let mut drained = 0;
     let mut reach = Reach::default();
     let alone = tokio::time::sleep(ALONE_AFTER);
     tokio::pin!(alone);
@@ -313,6 +314,11 @@ pub async fn run(
                 continue;
             }
         };
+        // A drain looks at everything anew: what was taken before is acknowledged once more, should that have been lost.
+        let newest = generation.load(std::sync::atomic::Ordering::SeqCst);
+        if std::mem::replace(&mut drained, newest) != newest {
+            recent = Recent::default();
+        }
         let mut chunk = Vec::new();
         let mut rest = vec![first];
         while chunk.len() + rest.len() < CHUNK {
@@ -325,9 +331,9 @@ pub async fn run(
             match event {
                 CarrierEvent::Arrived { event, .. } => {
                     // Until it is judged, another body under the same id may be the true one.
-                    let rival = |other: &Box<Event>| other.id == event.id && *other != event;
+                    let rival = |other: &Event| other.id == event.id && *other != *event;
                     if recent.insert(event.id) || chunk.iter().any(rival) {
-                        chunk.push(event);
+                        chunk.push(*event);
                     }
                 }
                 other => {
@@ -357,7 +363,7 @@ pub async fn run(
 
 async fn forward(
     opener: &Arc<Opener>,
-    chunk: Vec<Box<Event>>,
+    chunk: Vec<Event>,
     mailbox: &Mailbox,
     delivery: &mpsc::UnboundedSender<Tell>,
     counters: &Arc<Mutex<super::order::Counters>>,
@@ -414,7 +420,7 @@ async fn forward(
 
 fn open_all(
     opener: Arc<Opener>,
-    events: Vec<Box<Event>>,
+    events: Vec<Event>,
     now_s: u64,
 ) -> tokio::task::JoinHandle<Vec<(EventId, Result<Opened, Code>)>> {
     tokio::task::spawn_blocking(move || {

@@ -8,8 +8,9 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::rows::Parcel;
 use crate::domain::Node;
-use crate::domain::step::{Incoming, Input, Refused};
+use crate::domain::step::{Incoming, Input, LaborNews, Refused};
 use crate::store::Store;
+use crate::wire::message::Body;
 use crate::wire::proof::Evidence;
 
 /// What a verified rumor brought.
@@ -63,6 +64,44 @@ pub enum Mail {
     Stop,
 }
 
+impl Mail {
+    /// What it brings, for crash points: message types, labor news, commands.
+    pub fn names(&self) -> Vec<&'static str> {
+        match self {
+            Self::Arrival(arrival) => arrival
+                .messages
+                .iter()
+                .map(|m| message_name(&m.body))
+                .collect(),
+            Self::Command(Input::Ask(_), _) => vec!["ask"],
+            Self::Fact(Input::Labor { news, .. }) => vec![match news {
+                LaborNews::Checkpoint { .. } => "labor_checkpoint",
+                LaborNews::Done { .. } => "labor_done",
+                _ => "labor",
+            }],
+            Self::Fact(Input::Checked { .. }) => vec!["checked"],
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn message_name(body: &Body) -> &'static str {
+    match body {
+        Body::Ad(_) => "ad",
+        Body::Offer(_) => "offer",
+        Body::Withdraw(_) => "withdraw",
+        Body::Bid(_) => "bid",
+        Body::Decline(_) => "decline",
+        Body::Award(_) | Body::Request(_) => "award",
+        Body::Accept(_) => "accept",
+        Body::Update(_) => "update",
+        Body::Cancel(_) => "cancel",
+        Body::Receipt(_) => "receipt",
+        Body::Refusal(_) => "refusal",
+        Body::Ack(_) => "ack",
+    }
+}
+
 /// Work for the room's other tasks, sent after the commit.
 #[derive(Debug)]
 pub enum Order {
@@ -92,6 +131,8 @@ pub enum Order {
         /// Wait for the next checkpoint.
         after_checkpoint: bool,
     },
+    /// Kill every worker and forget its jobs: the state that they belong to is gone.
+    Abandon,
     /// Check a result.
     Check(Box<CheckOrder>),
     /// Check the evidence of a refusal.

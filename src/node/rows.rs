@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::engagement::Engagement;
+use crate::domain::engagement::{self, Engagement};
 use crate::domain::job::Job;
 use crate::domain::ledger::{Account, Transfer};
 use crate::domain::peer::Peer;
@@ -60,7 +60,10 @@ pub fn apply(txn: &mut Txn<'_>, me: &str, now: Ms, change: &Change) -> Result<()
     match change {
         Change::Put(row) => put(txn, me, row),
         Change::DropPeer(npub) => txn.delete(Table::Peers, npub.as_bytes()).map(drop),
-        Change::DropMark(owner) => txn.delete(Table::Marks, owner.as_bytes()).map(drop),
+        Change::DropMark(owner) => {
+            txn.checkpoint_drop(owner.as_bytes())?;
+            txn.delete(Table::Marks, owner.as_bytes()).map(drop)
+        }
         Change::DropWork { owner, key } => {
             for name in ["input", "units", "output"] {
                 txn.delete(Table::Payloads, &owned_key(&task_key(key), name.as_bytes()))?;
@@ -202,41 +205,52 @@ fn task(view: &View, key: &[u8]) -> Result<Vec<Row>, StoreError> {
 }
 
 /// The finished rows that an input names, so that the domain can judge late messages and repeated keys.
+///
+/// # Errors
+/// The store's.
 pub fn prefetch(
     view: &View,
     input: &Input,
     is_live: impl Fn(&str) -> bool,
 ) -> Result<Vec<Row>, StoreError> {
-    let task_id = match input {
-        Input::Ask(ask) => {
-            let Some(key) = &ask.key else {
-                return Ok(Vec::new());
-            };
-            let row = view.get::<KeyRow>(Table::Keys, key.as_bytes())?;
-            return Ok(row
-                .map(|r| Row::Key {
-                    key: key.clone(),
-                    task: r.task,
-                    fingerprint: r.fingerprint,
-                    expires_ms: r.expires_ms,
-                })
-                .into_iter()
-                .collect());
-        }
-        Input::Cancel { task } => task,
+    let named = match input {
+        Input::Ask(ask) => return repeated_key(view, ask.key.as_deref()),
+        Input::Cancel { task } => task.clone(),
         Input::Message(incoming) => match &incoming.body {
-            Body::Update(update) => &update.task,
-            Body::Accept(accept) => &accept.task,
-            Body::Decline(decline) => &decline.task,
+            Body::Update(update) => update.task.clone(),
+            Body::Accept(accept) => accept.task.clone(),
+            Body::Decline(decline) => decline.task.clone(),
+            Body::Award(award) | Body::Request(award) => {
+                engagement::key(&incoming.from, &award.task, award.award_no)
+            }
+            Body::Receipt(receipt) => {
+                engagement::key(&incoming.from, &receipt.task, receipt.award_no)
+            }
+            Body::Refusal(refusal) => {
+                engagement::key(&incoming.from, &refusal.task, refusal.award_no)
+            }
             _ => return Ok(Vec::new()),
         },
         _ => return Ok(Vec::new()),
     };
-    if is_live(task_id) || task_id.len() != 32 {
-        Ok(Vec::new())
-    } else {
-        task(view, &task_key(task_id))
+    if is_live(&named) || named.len() > 128 {
+        return Ok(Vec::new());
     }
+    task(view, &task_key(&named))
+}
+
+fn repeated_key(view: &View, key: Option<&str>) -> Result<Vec<Row>, StoreError> {
+    let Some(key) = key else {
+        return Ok(Vec::new());
+    };
+    let row = view.get::<KeyRow>(Table::Keys, key.as_bytes())?;
+    let recalled = row.map(|r| Row::Key {
+        key: key.to_owned(),
+        task: r.task,
+        fingerprint: r.fingerprint,
+        expires_ms: r.expires_ms,
+    });
+    Ok(recalled.into_iter().collect())
 }
 
 /// A job of ours, live or finished.

@@ -379,8 +379,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn holds(span: &Span, key: &[u8]) -> bool {
-        use std::ops::RangeBounds as _;
-        span.bounds().contains(&key)
+        std::ops::RangeBounds::<[u8]>::contains(&span.bounds(), key)
     }
 
     proptest! {

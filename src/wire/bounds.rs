@@ -159,8 +159,14 @@ fn is_public_name(domain: &str) -> bool {
 fn is_public_v4(ip: Ipv4Addr) -> bool {
     let [a, b, c, _] = ip.octets();
     let shared = a == 100 && (64..128).contains(&b);
-    let reserved = a == 0 || a >= 224 || (a == 192 && b == 0 && c == 0) || (a == 198 && b & 0xfe == 18);
-    !(ip.is_loopback() || ip.is_private() || ip.is_link_local() || ip.is_documentation() || shared || reserved)
+    let reserved =
+        a == 0 || a >= 224 || (a == 192 && b == 0 && c == 0) || (a == 198 && b & 0xfe == 18);
+    !(ip.is_loopback()
+        || ip.is_private()
+        || ip.is_link_local()
+        || ip.is_documentation()
+        || shared
+        || reserved)
 }
 
 fn is_public_v6(ip: Ipv6Addr) -> bool {
@@ -281,14 +287,13 @@ mod tests {
         };
         assert_eq!(field(&offer(|o| o.task = "../../x".into())), "task");
         assert_eq!(
-            field(&offer(|o| o.task = "0123456789ABCDEF0123456789ABCDEF".into())),
+            field(&offer(
+                |o| o.task = "0123456789ABCDEF0123456789ABCDEF".into()
+            )),
             "task"
         );
         assert_eq!(field(&offer(|o| o.skill = "s".repeat(10_000))), "skill");
-        assert_eq!(
-            field(&offer(|o| o.max_price_mc = u64::MAX)),
-            "max_price_mc"
-        );
+        assert_eq!(field(&offer(|o| o.max_price_mc = u64::MAX)), "max_price_mc");
         assert_eq!(field(&offer(|o| o.expires_ms = u64::MAX)), "expires_ms");
         assert_eq!(field(&offer(|o| o.result_by_ms = u64::MAX)), "result_by_ms");
         let withdraw = Withdraw {

@@ -128,11 +128,21 @@ fn a_rumor_that_is_not_right_is_refused_by_its_code() {
         let text = eve.rumor_at(&key, content(&hex), now_s(), now_s() + 31 * 86_400).as_json();
         send(eve, &text);
     });
+    // ContextVM's shape (a signed message right in the wrap) is taken, in bounds; in a seal a rumor of this size would not fit
+    // into any wrap that relays take.
     refused(node, &mut eve, "rumor_too_large", 1, |eve| {
-        let text = eve.rumor(&key, "x".repeat(28_672)).as_json();
-        send(eve, &text);
+        let tags = vec![Tag::public_key(key)];
+        let signed = EventBuilder::new(Kind::from_u16(KIND_MESSAGE), "x".repeat(28_672)).tags(tags);
+        let signed = signed.sign_with_keys(eve.identity.nostr()).unwrap();
+        eve.publish(&Stranger::wrap_text(&signed.as_json(), &key));
     });
-    // ContextVM's shape is taken; a copy that somebody else signed is not.
+    refused(node, &mut eve, "method_unknown", 1, |eve| {
+        let text = json!({"jsonrpc": "2.0", "method": "x", "params": {"to": hex, "v": 1}}).to_string();
+        let signed = EventBuilder::new(Kind::from_u16(KIND_MESSAGE), text).tags([Tag::public_key(key)]);
+        let signed = signed.sign_with_keys(eve.identity.nostr()).unwrap();
+        eve.publish(&Stranger::wrap_text(&signed.as_json(), &key));
+    });
+    // A copy that somebody else signed is not taken.
     refused(node, &mut eve, "seal_signature", 1, |eve| {
         let tags = vec![Tag::public_key(key)];
         let signed = EventBuilder::new(Kind::from_u16(KIND_MESSAGE), content(&hex)).tags(tags);

@@ -51,7 +51,7 @@ fn a_broken_or_foreign_store_is_refused_and_left_as_it_is() {
         assert_eq!(exit, Some(1), "{what}: {said}");
         let code = said["error"]["code"].as_str().unwrap_or_default();
         assert!(code.starts_with("store_"), "{what}: {said}");
-        assert!(said["error"]["hint"].as_str().is_some_and(|h| !h.is_empty()), "{what}: {said}");
+        assert!(said["error"].to_string().contains("Restore a snapshot"), "{what}: {said}");
         assert_eq!(std::fs::read(&store).unwrap(), bytes, "{what}: the evidence was overwritten");
     }
     // Put back, it runs.
@@ -77,7 +77,7 @@ fn a_wrong_passphrase_opens_nothing() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let wrong = path("wrong");
     let (exit, said) = up(&path("home"), &["--passphrase-file", wrong.to_str().unwrap()]);
-    assert_eq!(exit, Some(1), "{said}");
+    assert_eq!(exit, Some(2), "{said}");
     assert_eq!(said["error"]["code"], "passphrase_wrong", "{said}");
     assert!(!said.to_string().contains("battery"), "a secret in an error");
 }

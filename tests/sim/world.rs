@@ -1,24 +1,21 @@
 //! A world of nodes in one process: virtual time, one seed, relays that store, delay, repeat and shuffle, disks that
 //! commit or fail, nodes that die at any point. Everything is the real domain; only labor and signatures are stood in for.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use base64::Engine;
 use legiond::domain::Node;
-use legiond::domain::engagement::Engagement;
-use legiond::domain::ledger::SELF;
 use legiond::domain::peer::Tier;
 use legiond::domain::policy::Policy;
 use legiond::domain::step::{
-    Addressee, Ask, Chance, Change, Effect, Findings, Incoming, Input, LaborNews, PlanFacts, Refused, Row, Send, Step,
+    Addressee, Ask, Chance, Effect, Incoming, Input, PlanFacts, Refused, Row, Send, Step,
 };
 use legiond::wire::binding::BoundKeys;
 use legiond::wire::canonical::sha256_hex;
 use legiond::wire::market::{Ad, AdSkill};
 use legiond::wire::message::Body;
-use legiond::wire::proof::Evidence;
 use serde_json::{Value, json};
 
+use super::disk::Disk;
 use super::policy::{bound, policy};
 
 pub(crate) const T0: u64 = 1_750_000_000_000;
@@ -54,19 +51,6 @@ pub(crate) enum Cheat {
     Aggregate,
 }
 
-/// What survives a crash.
-#[derive(Default)]
-pub(crate) struct Disk {
-    pub(crate) rows: BTreeMap<String, Vec<u8>>,
-    pub(crate) live: BTreeSet<String>,
-    pub(crate) checkpoints: BTreeMap<String, u32>,
-    pub(crate) seen: BTreeSet<(usize, u64)>,
-    pub(crate) outbox: BTreeMap<u64, (Send, u64)>,
-    pub(crate) transfers: BTreeMap<String, u64>,
-    pub(crate) journal: Vec<(String, Option<String>, Value)>,
-    next_rumor: u64,
-}
-
 #[derive(Clone)]
 pub(crate) struct Letter {
     from: usize,
@@ -78,11 +62,11 @@ pub(crate) struct Letter {
     body: Body,
 }
 
-struct Run {
-    done: u32,
-    from: u32,
-    total: u32,
-    stop: bool,
+pub(crate) struct Run {
+    pub(crate) done: u32,
+    pub(crate) from: u32,
+    pub(crate) total: u32,
+    pub(crate) stop: bool,
 }
 
 pub(crate) struct Machine {
@@ -96,7 +80,7 @@ pub(crate) struct Machine {
     pub(crate) kills: u64,
     pub(crate) refusals_false: bool,
     held: Vec<Letter>,
-    runs: BTreeMap<String, Run>,
+    pub(crate) runs: BTreeMap<String, Run>,
     pub(crate) executed: BTreeMap<String, u64>,
     pub(crate) dropped: BTreeMap<String, u64>,
     wake: u64,
@@ -144,77 +128,6 @@ pub(crate) struct World {
     pub(crate) trace: bool,
 }
 
-fn unit_bytes(input: &Value, unit: u32) -> [u8; 8] {
-    let hash = sha256_hex(format!("{input}/{unit}").as_bytes());
-    let mut bytes = [0u8; 8];
-    bytes.copy_from_slice(&hash.as_bytes()[..8]);
-    bytes
-}
-
-fn row_name(row: &Row) -> Option<String> {
-    Some(match row {
-        Row::Job(job) => format!("job/{}", job.task),
-        Row::Engagement(work) => format!("work/{}", work.key),
-        Row::Peer(peer) => format!("peer/{}", peer.npub),
-        Row::Account(account) => format!("account/{}", account.npub),
-        Row::Key { key, .. } => format!("key/{key}"),
-        Row::Payload { owner, name, .. } => format!("payload/{owner}/{name}"),
-        Row::Mark(mark) => format!("mark/{}", mark.owner),
-        Row::Owner(_) => "owner".into(),
-        Row::Transfer(_) | Row::Entry(_) | Row::Checkpoint { .. } => return None,
-    })
-}
-
-impl Disk {
-    fn apply(&mut self, change: &Change) {
-        match change {
-            Change::Put(Row::Transfer(transfer)) => {
-                assert!(self.transfers.insert(transfer.id.clone(), transfer.amount_mc).is_none(), "a transfer happens once: {}", transfer.id);
-            }
-            Change::Put(Row::Checkpoint { owner, units_done, .. }) => {
-                self.checkpoints.insert(owner.clone(), *units_done);
-            }
-            Change::Put(row) => {
-                let Some(name) = row_name(row) else { return };
-                let live = match row {
-                    Row::Job(job) => job.is_live(),
-                    Row::Engagement(work) => work.is_live(),
-                    Row::Peer(_) | Row::Account(_) | Row::Mark(_) | Row::Owner(_) => true,
-                    _ => false,
-                };
-                if live { self.live.insert(name.clone()) } else { self.live.remove(&name) };
-                self.rows.insert(name, serde_json::to_vec(row).unwrap());
-            }
-            Change::DropPeer(npub) => self.forget(&format!("peer/{npub}")),
-            Change::DropMark(owner) => {
-                self.forget(&format!("mark/{owner}"));
-                self.checkpoints.remove(owner);
-            }
-            Change::DropWork { owner, key } => {
-                self.checkpoints.remove(owner);
-                self.forget(&format!("payload/{key}/input"));
-            }
-            Change::Journal { kind, task, body } => self.journal.push((kind.clone(), task.clone(), body.clone())),
-        }
-    }
-
-    fn forget(&mut self, name: &str) {
-        self.rows.remove(name);
-        self.live.remove(name);
-    }
-
-    fn row(&self, name: &str) -> Option<Row> {
-        self.rows.get(name).map(|bytes| serde_json::from_slice(bytes).unwrap())
-    }
-
-    fn payload(&self, owner: &str, name: &str) -> Option<Vec<u8>> {
-        match self.row(&format!("payload/{owner}/{name}")) {
-            Some(Row::Payload { bytes, .. }) => Some(bytes),
-            _ => None,
-        }
-    }
-}
-
 impl World {
     pub(crate) fn new(seed: u64, nodes: usize) -> Self {
         let machines = (0..nodes)
@@ -236,8 +149,22 @@ impl World {
                 said: Vec::new(),
             })
             .collect();
-        let weather = Weather { copies: 1, delay_ms: 5, ..Weather::default() };
-        Self { now: T0, dice: Dice(seed), machines, weather, calm_at: u64::MAX, queue: BTreeMap::new(), order: 0, slow: None, trace: std::env::var_os("SIM_TRACE").is_some() }
+        let weather = Weather {
+            copies: 1,
+            delay_ms: 5,
+            ..Weather::default()
+        };
+        Self {
+            now: T0,
+            dice: Dice(seed),
+            machines,
+            weather,
+            calm_at: u64::MAX,
+            queue: BTreeMap::new(),
+            order: 0,
+            slow: None,
+            trace: std::env::var_os("SIM_TRACE").is_some(),
+        }
     }
 
     /// All up, all trusting each other, all ads heard.
@@ -249,7 +176,14 @@ impl World {
         for at in 0..nodes {
             for other in (0..nodes).filter(|o| *o != at) {
                 let npub = world.npub(other);
-                world.input(at, Input::Trust { npub, tier: Tier::Trusted, limit_mc: None });
+                world.input(
+                    at,
+                    Input::Trust {
+                        npub,
+                        tier: Tier::Trusted,
+                        limit_mc: None,
+                    },
+                );
             }
             world.advertise(at);
         }
@@ -288,8 +222,15 @@ impl World {
                 _ => None,
             };
             node.recall(row);
-            if let Some(bytes) = owner.as_ref().and_then(|o| machine.disk.payload(o, "input")) {
-                node.recall(Row::Payload { owner: owner.unwrap(), name: "input".into(), bytes });
+            if let Some(bytes) = owner
+                .as_ref()
+                .and_then(|o| machine.disk.payload(o, "input"))
+            {
+                node.recall(Row::Payload {
+                    owner: owner.unwrap(),
+                    name: "input".into(),
+                    bytes,
+                });
             }
         }
         machine.node = Some(node);
@@ -338,8 +279,18 @@ impl World {
     /// What the relay does with one message.
     fn publish(&mut self, from: usize, rumor: u64, send: &Send, created_ms: u64) {
         let to: Vec<usize> = match &send.to {
-            Addressee::Peer(npub) => self.machines.iter().position(|m| m.policy.me == *npub).into_iter().collect(),
-            Addressee::Reply(reply) => reply.split(':').nth(1).and_then(|n| n.parse().ok()).into_iter().collect(),
+            Addressee::Peer(npub) => self
+                .machines
+                .iter()
+                .position(|m| m.policy.me == *npub)
+                .into_iter()
+                .collect(),
+            Addressee::Reply(reply) => reply
+                .split(':')
+                .nth(1)
+                .and_then(|n| n.parse().ok())
+                .into_iter()
+                .collect(),
             Addressee::Pool(_) => (0..self.machines.len()).filter(|o| *o != from).collect(),
         };
         let mut body = send.body.clone();
@@ -353,7 +304,11 @@ impl World {
             }
             let copies = if calm { 1 } else { self.weather.copies };
             for _ in 0..copies.max(1) {
-                let mut wait = 1 + if calm { 2 } else { self.dice.below(self.weather.delay_ms + 1) };
+                let mut wait = 1 + if calm {
+                    2
+                } else {
+                    self.dice.below(self.weather.delay_ms + 1)
+                };
                 if let Some((machine, method, ms)) = self.slow
                     && machine == from
                     && method == body.method()
@@ -361,7 +316,15 @@ impl World {
                     wait += ms;
                 }
                 let pool = matches!(send.to, Addressee::Pool(_));
-                let letter = Letter { from, to, rumor, created_ms, stored: !send.ephemeral, pool, body: body.clone() };
+                let letter = Letter {
+                    from,
+                    to,
+                    rumor,
+                    created_ms,
+                    stored: !send.ephemeral,
+                    pool,
+                    body: body.clone(),
+                };
                 let when = self.now + wait;
                 self.at(when, Event::Deliver(Box::new(letter)));
             }
@@ -399,7 +362,10 @@ impl World {
             Body::Award(a) | Body::Request(a) => Some(plan(&a.input)),
             _ => None,
         };
-        let bound = matches!(letter.body, Body::Ad(_) | Body::Bid(_) | Body::Award(_) | Body::Request(_) | Body::Accept(_));
+        let bound = matches!(
+            letter.body,
+            Body::Ad(_) | Body::Bid(_) | Body::Award(_) | Body::Request(_) | Body::Accept(_)
+        );
         Incoming {
             from: self.npub(letter.from),
             body: letter.body.clone(),
@@ -429,12 +395,21 @@ impl World {
         seed[..8].copy_from_slice(&self.dice.next().to_be_bytes());
         self.recall(at, &input);
         let calm = self.now >= self.calm_at || started;
-        let (before, after) = (self.dice.percent(self.weather.crash_before), self.dice.percent(self.weather.crash_after));
+        let (before, after) = (
+            self.dice.percent(self.weather.crash_before),
+            self.dice.percent(self.weather.crash_after),
+        );
         let fails = self.dice.percent(self.weather.disk_fails);
         if self.trace {
-            eprintln!("{} [{at}] {}", self.now - T0, format!("{input:?}").chars().take(230).collect::<String>());
+            eprintln!(
+                "{} [{at}] {}",
+                self.now - T0,
+                format!("{input:?}").chars().take(230).collect::<String>()
+            );
         }
-        let Some(node) = self.machines[at].node.as_mut() else { return false };
+        let Some(node) = self.machines[at].node.as_mut() else {
+            return false;
+        };
         let step = node.handle(now, &mut Chance::new(seed), input);
         self.judge(at);
         if !calm && before {
@@ -476,7 +451,9 @@ impl World {
                     Body::Update(u) => names.push(format!("job/{}", u.task)),
                     Body::Accept(a) => names.push(format!("job/{}", a.task)),
                     Body::Decline(d) => names.push(format!("job/{}", d.task)),
-                    Body::Award(a) | Body::Request(a) if message.from != me => names.push(work(&a.task, a.award_no)),
+                    Body::Award(a) | Body::Request(a) if message.from != me => {
+                        names.push(work(&a.task, a.award_no))
+                    }
                     Body::Receipt(r) => names.push(work(&r.task, r.award_no)),
                     Body::Refusal(r) => names.push(work(&r.task, r.award_no)),
                     _ => {}
@@ -491,9 +468,17 @@ impl World {
         }
     }
 
-    fn commit(&mut self, at: usize, step: &Step, seen: Option<(usize, u64)>, now: u64) -> Vec<(u64, Send)> {
+    fn commit(
+        &mut self,
+        at: usize,
+        step: &Step,
+        seen: Option<(usize, u64)>,
+        now: u64,
+    ) -> Vec<(u64, Send)> {
         let machine = &mut self.machines[at];
-        step.changes.iter().for_each(|change| machine.disk.apply(change));
+        step.changes
+            .iter()
+            .for_each(|change| machine.disk.apply(change));
         machine.disk.seen.extend(seen);
         let mut sends = Vec::new();
         for effect in &step.effects {
@@ -527,15 +512,33 @@ impl World {
                         run.stop = true;
                     }
                 }
-                Effect::Check { task, award_no, sample } => {
+                Effect::Check {
+                    task,
+                    award_no,
+                    sample,
+                } => {
                     let findings = self.check(at, &task, &sample);
                     let when = self.now + 20;
-                    self.at(when, Event::Feed(at, epoch, Box::new(Input::Checked { task, award_no, findings })));
+                    self.at(
+                        when,
+                        Event::Feed(
+                            at,
+                            epoch,
+                            Box::new(Input::Checked {
+                                task,
+                                award_no,
+                                findings,
+                            }),
+                        ),
+                    );
                 }
                 Effect::CheckEvidence { key, .. } => {
                     let holds = self.machines[at].cheat != Cheat::Honest;
                     let when = self.now + 20;
-                    self.at(when, Event::Feed(at, epoch, Box::new(Input::EvidenceChecked { key, holds })));
+                    self.at(
+                        when,
+                        Event::Feed(at, epoch, Box::new(Input::EvidenceChecked { key, holds })),
+                    );
                 }
                 Effect::Drain => self.drain(at),
                 Effect::Dropped { ref code, .. } => {
@@ -548,83 +551,16 @@ impl World {
         let skew = self.machines[at].skew_ms;
         if let Some(wake) = self.machines[at].node.as_ref().and_then(Node::wake_ms) {
             let wake = wake.saturating_add_signed(-skew).max(self.now);
-            assert!(wake > self.now || self.machines[at].wake != self.now, "a timer spins: {:?}", self.node(at).jobs());
+            assert!(
+                wake > self.now || self.machines[at].wake != self.now,
+                "a timer spins: {:?}",
+                self.node(at).jobs()
+            );
             if wake != self.machines[at].wake {
                 self.machines[at].wake = wake;
                 self.at(wake, Event::Wake(at));
             }
         }
-    }
-
-    fn run(&mut self, at: usize, key: String) {
-        let (epoch, now) = (self.machines[at].epoch, self.now);
-        let machine = &mut self.machines[at];
-        let work: &Engagement = machine.node.as_ref().unwrap().work().get(&key).expect("a lease is for live work");
-        assert!(machine.node.as_ref().unwrap().input(&key).is_some(), "the input is there when the lease is granted");
-        let from = if work.checkpoint_units > 0 { machine.disk.checkpoints.get(&work.owner()).copied().unwrap_or(0) } else { 0 };
-        assert_eq!(from, work.checkpoint_units, "the checkpoint that the row names is on the disk");
-        let total = work.units;
-        assert!(machine.runs.insert(key.clone(), Run { done: from, from, total, stop: false }).is_none(), "a lease is granted once");
-        self.at(now + UNIT_MS, Event::Unit(at, epoch, key));
-    }
-
-    fn unit(&mut self, at: usize, key: String) {
-        let (epoch, next) = (self.machines[at].epoch, self.now + UNIT_MS);
-        let Some(run) = self.machines[at].runs.get_mut(&key) else { return };
-        if run.stop && run.done < run.total {
-            let (units_done, executed) = (run.done, run.done - run.from);
-            self.machines[at].runs.remove(&key);
-            self.input(at, Input::Labor { key, news: LaborNews::Stopped { units_done, bytes: vec![1], executed } });
-            return;
-        }
-        if run.done < run.total {
-            run.done += 1;
-            let owner = key.rsplit_once('/').map_or(String::new(), |(o, _)| o.to_owned());
-            *self.machines[at].executed.entry(owner).or_default() += 1;
-        }
-        let Some(run) = self.machines[at].runs.get(&key) else { return };
-        let (done, total, from) = (run.done, run.total, run.from);
-        if done < total {
-            self.at(next, Event::Unit(at, epoch, key.clone()));
-            if done % CHECKPOINT_UNITS == 0 {
-                self.input(at, Input::Labor { key, news: LaborNews::Checkpoint { units_done: done, bytes: vec![2] } });
-            }
-            return;
-        }
-        self.machines[at].runs.remove(&key);
-        let input = self.node(at).input(&key).cloned().unwrap();
-        let mut units: Vec<u8> = Vec::new();
-        for unit in 0..total {
-            let mut bytes = unit_bytes(&input, unit);
-            if self.machines[at].cheat == Cheat::Units && unit % 10 == 3 {
-                bytes[0] ^= 1;
-            }
-            units.extend(bytes);
-        }
-        let root = sha256_hex(&units);
-        let price = if self.machines[at].cheat == Cheat::Aggregate { "forged".to_owned() } else { root.clone() };
-        let output = json!({"price": price});
-        let output_hash = sha256_hex(output.to_string().as_bytes());
-        let news = LaborNews::Done { output, output_hash, units, root, executed: done - from, resumed_from: from, profile: "sim".into() };
-        self.input(at, Input::Labor { key, news });
-    }
-
-    /// The requester's recomputation, from the truth.
-    fn check(&self, at: usize, task: &str, sample: &[u32]) -> Findings {
-        let disk = &self.machines[at].disk;
-        let input: Value = serde_json::from_slice(&disk.payload(task, "input").unwrap()).unwrap();
-        let output: Value = serde_json::from_slice(&disk.payload(task, "result").unwrap()).unwrap();
-        let units = base64::engine::general_purpose::STANDARD.decode(disk.payload(task, "units").unwrap()).unwrap();
-        let wrong = sample.iter().find(|u| units.chunks(8).nth(**u as usize) != Some(&unit_bytes(&input, **u)[..])).copied();
-        let whole = output["price"] == Value::String(sha256_hex(&units));
-        let fault = |code: &str, unit| Some(Evidence { code: code.into(), unit, expected: "a".into(), received: "b".into() });
-        let fault = match (wrong, whole) {
-            _ if self.machines[at].refusals_false => fault("unit_mismatch", Some(0)),
-            (Some(unit), _) => fault("unit_mismatch", Some(unit)),
-            (None, false) => fault("aggregate_mismatch", None),
-            (None, true) => None,
-        };
-        Findings { assurance: "sampled".into(), input: true, output: whole, schema: Some(true), units_checked: sample.len() as u32, fault }
     }
 
     pub(crate) fn advertise(&mut self, from: usize) {
@@ -633,19 +569,30 @@ impl World {
             lct: policy.lct.clone(),
             binding: policy.binding.clone(),
             relays: policy.relays.clone(),
-            skills: vec![AdSkill { id: SKILL.into(), unit_price_mc: 1 }],
+            skills: vec![AdSkill {
+                id: SKILL.into(),
+                unit_price_mc: 1,
+            }],
             queue: 0,
             paused: false,
             expires_ms: self.local(from) + 24 * 3_600_000,
         };
-        let send = Send { to: Addressee::Pool("legion".into()), body: Body::Ad(Box::new(ad)), ephemeral: false, relays: vec![], expires_ms: u64::MAX };
+        let send = Send {
+            to: Addressee::Pool("legion".into()),
+            body: Body::Ad(Box::new(ad)),
+            ephemeral: false,
+            relays: vec![],
+            expires_ms: u64::MAX,
+        };
         self.machines[from].disk.next_rumor += 1;
         let (rumor, now) = (self.machines[from].disk.next_rumor, self.local(from));
         self.publish(from, rumor, &send, now);
     }
 
     fn event(&mut self, event: Event) {
-        let up = |world: &Self, at: usize, epoch: u64| world.machines[at].node.is_some() && world.machines[at].epoch == epoch;
+        let up = |world: &Self, at: usize, epoch: u64| {
+            world.machines[at].node.is_some() && world.machines[at].epoch == epoch
+        };
         match event {
             Event::Deliver(letter) => self.deliver(*letter),
             Event::Unit(at, epoch, key) if up(self, at, epoch) => self.unit(at, key),
@@ -686,7 +633,13 @@ impl World {
                 for (key, event) in std::mem::take(&mut self.queue) {
                     let own = matches!(&event, Event::Unit(a, ..) | Event::Feed(a, ..) | Event::CaughtUp(a, _) | Event::Wake(a) if *a == at);
                     let inbound = matches!(&event, Event::Deliver(l) if l.to == at);
-                    let when = if own { key.0 + ms } else if inbound { key.0.max(wake) } else { key.0 };
+                    let when = if own {
+                        key.0 + ms
+                    } else if inbound {
+                        key.0.max(wake)
+                    } else {
+                        key.0
+                    };
                     self.queue.insert((when, key.1), event);
                 }
                 self.machines[at].wake = u64::MAX;
@@ -703,7 +656,11 @@ impl World {
 
     pub(crate) fn run_until(&mut self, end: u64) {
         let mut events = 0u64;
-        while let Some(((when, _), _)) = self.queue.first_key_value().filter(|((when, _), _)| *when <= end) {
+        while let Some(((when, _), _)) = self
+            .queue
+            .first_key_value()
+            .filter(|((when, _), _)| *when <= end)
+        {
             self.now = self.now.max(*when);
             let (_, event) = self.queue.pop_first().unwrap();
             self.event(event);
@@ -741,43 +698,13 @@ impl World {
         }
     }
 
-    pub(crate) fn quiet(&self) -> bool {
-        self.machines.iter().all(|m| m.node.as_ref().is_some_and(Node::quiescent) && m.disk.outbox.is_empty())
-    }
-
-    /// What must hold at every moment.
-    fn judge(&self, at: usize) {
-        let Some(node) = &self.machines[at].node else { return };
-        assert_eq!(node.ledger().sum_mc(), 0, "a book sums to zero");
-        for account in node.ledger().accounts().filter(|a| a.npub != SELF) {
-            let owed: u64 = node.ledger().locks().filter(|(k, _)| k.1 == account.npub && k.0 == legiond::domain::ledger::Side::Executor).map(|(_, a)| a).sum();
-            let owe: u64 = node.ledger().locks().filter(|(k, _)| k.1 == account.npub && k.0 == legiond::domain::ledger::Side::Requester).map(|(_, a)| a).sum();
-            assert_eq!((owed, owe), (account.pending_owed_to_us_mc, account.pending_we_owe_mc), "pending is the sum of the locks");
-            let limit = node.policy().trusted_limit_mc;
-            assert!(account.posted_mc.max(0) as u64 + owed <= limit, "no balance is over its limit");
-        }
-    }
-
-    /// What must hold after quiescence.
-    pub(crate) fn mirrored(&self) {
-        for a in 0..self.machines.len() {
-            for b in 0..self.machines.len() {
-                if a != b {
-                    let mine = self.node(a).ledger().account(&self.npub(b));
-                    let theirs = self.node(b).ledger().account(&self.npub(a));
-                    assert_eq!(mine.posted_mc, -theirs.posted_mc, "the books mirror each other: {a} {b}");
-                    assert_eq!((mine.pending_owed_to_us_mc, mine.pending_we_owe_mc), (0, 0), "nothing pends: {a} {b}");
-                }
-            }
-            let ids = &self.machines[a].disk.transfers;
-            for lock in ids.keys().filter_map(|id| id.strip_suffix("/lock")) {
-                let ends = ["commit", "rollback"].iter().filter(|kind| ids.contains_key(&format!("{lock}/{kind}"))).count();
-                assert_eq!(ends, 1, "each lock ends exactly once: {lock}");
-            }
-        }
-    }
-
-    pub(crate) fn ask(&mut self, at: usize, units: u32, route: legiond::domain::job::Route, deadline_ms: u64) -> String {
+    pub(crate) fn ask(
+        &mut self,
+        at: usize,
+        units: u32,
+        route: legiond::domain::job::Route,
+        deadline_ms: u64,
+    ) -> String {
         let ask = ask(units, route, deadline_ms, self.dice.next());
         self.input(at, Input::Ask(Box::new(ask)));
         match self.machines[at].said.pop() {
@@ -785,28 +712,37 @@ impl World {
             other => panic!("asked: {other:?}"),
         }
     }
-
-    pub(crate) fn job(&self, at: usize, task: &str) -> legiond::domain::job::Job {
-        match self.machines[at].disk.row(&format!("job/{task}")) {
-            Some(Row::Job(job)) => *job,
-            _ => panic!("no such job"),
-        }
-    }
-
-    pub(crate) fn journaled(&self, at: usize, kind: &str, task: &str) -> usize {
-        self.machines[at].disk.journal.iter().filter(|(k, t, _)| k == kind && t.as_deref() == Some(task)).count()
-    }
 }
 
-pub(crate) fn ask(units: u32, route: legiond::domain::job::Route, deadline_ms: u64, salt: u64) -> Ask {
+pub(crate) fn ask(
+    units: u32,
+    route: legiond::domain::job::Route,
+    deadline_ms: u64,
+    salt: u64,
+) -> Ask {
     let input = json!({"units": units, "seed": salt.to_string()});
     let plan = Some(plan(&input).unwrap());
-    Ask { skill: SKILL.into(), fingerprint: sha256_hex(input.to_string().as_bytes()), input, plan, route, max_price_mc: None, deadline_ms, key: None, critical: false }
+    Ask {
+        skill: SKILL.into(),
+        fingerprint: sha256_hex(input.to_string().as_bytes()),
+        input,
+        plan,
+        route,
+        max_price_mc: None,
+        deadline_ms,
+        key: None,
+        critical: false,
+    }
 }
 
 pub(crate) fn plan(input: &Value) -> Result<PlanFacts, Refused> {
     let units = input["units"].as_u64().and_then(|u| u32::try_from(u).ok());
-    units.map(|units| PlanFacts { units, output_bytes_max: 400 }).ok_or_else(|| Refused::new("input_invalid", "no units"))
+    units
+        .map(|units| PlanFacts {
+            units,
+            output_bytes_max: 400,
+        })
+        .ok_or_else(|| Refused::new("input_invalid", "no units"))
 }
 
 pub(crate) fn bound_keys(at: usize) -> BoundKeys {

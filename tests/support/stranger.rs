@@ -596,7 +596,9 @@ pub(crate) fn picture(node: &Node) -> Value {
     let peers = peers.as_array_mut().unwrap();
     peers.retain(|p| p["tier"] != "stranger");
     for peer in peers.iter_mut() {
+        // What a peer says of itself, whatever else it says: when it was here, and its name.
         peer["last_seen_ms"] = Value::Null;
+        peer["lct"] = Value::Null;
     }
     let outside = ["tasks", "work", "locks", "paused"].map(|k| status[k].clone());
     json!({"ledger": node.call("ledger/get", json!({}))["result"], "tasks": node.call("task/list", json!({}))["result"],
@@ -613,7 +615,15 @@ pub(crate) fn refused(node: &Node, from: &mut Stranger, code: &str, times: u64, 
     let (before, image) = (dropped(node), picture(node));
     act(from);
     from.fence(&key_of(node));
+    // A node hears its own notices in its pool, and drops them as copies: nobody's doing.
+    let echoes = code != "duplicate";
+    let dropped = |node: &Node| {
+        let mut dropped = dropped(node);
+        dropped.retain(|code, _| !(echoes && code == "duplicate"));
+        dropped
+    };
     let mut wanted = before.clone();
+    wanted.retain(|code, _| !(echoes && code == "duplicate"));
     *wanted.entry("task_unknown".into()).or_default() += 1;
     *wanted.entry(code.into()).or_default() += times;
     wanted.retain(|_, n| *n > 0);
