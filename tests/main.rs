@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support {
+    #[cfg(all(feature = "relay", feature = "labor"))]
+    pub(crate) mod liar;
     #[cfg(feature = "relay")]
     pub(crate) mod npm_relay;
     #[cfg(all(feature = "relay", feature = "labor"))]

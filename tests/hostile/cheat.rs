@@ -59,13 +59,22 @@ fn ask(target: &Target, eve: &Stranger, many: usize) -> Vec<String> {
     (0..many)
         .map(|_| {
             let answer = target.node.call("task/ask", params.clone());
-            answer["result"]["task"]["id"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
+            answer["result"]["task"]["id"]
+                .as_str()
+                .unwrap_or_else(|| panic!("{answer}"))
+                .to_owned()
         })
         .collect()
 }
 
 /// Takes as many awards as were asked for and answers each with an acceptance and a result.
-fn deliver(target: &Target, eve: &mut Stranger, many: usize, make: impl Fn(&Award) -> Vec<Vec<u8>>, ruin: impl Fn(&mut WorkResult)) {
+fn deliver(
+    target: &Target,
+    eve: &mut Stranger,
+    many: usize,
+    make: impl Fn(&Award) -> Vec<Vec<u8>>,
+    ruin: impl Fn(&mut WorkResult),
+) {
     let hex = key_of(&target.node);
     for _ in 0..many {
         let award = eve.hear_award();
@@ -87,7 +96,10 @@ fn ends(target: &Target, tasks: &[String]) -> Vec<String> {
         .map(|task| {
             until("the end of a task", || {
                 let answer = target.node.call("task/get", json!({"id": task}));
-                let state = answer["result"]["task"]["status"]["state"].as_str().unwrap().to_owned();
+                let state = answer["result"]["task"]["status"]["state"]
+                    .as_str()
+                    .unwrap()
+                    .to_owned();
                 (state == "completed" || state == "failed").then_some(state)
             })
         })
@@ -101,23 +113,47 @@ fn a_tenth_of_the_units_forged_is_refused_nearly_always_and_honest_work_never() 
     true_units(&sized(PATHS, 11));
 
     let honest = ask(&target, &eve, 10);
-    deliver(&target, &mut eve, 10, |a| true_units(&a.input).clone(), |_| {});
+    deliver(
+        &target,
+        &mut eve,
+        10,
+        |a| true_units(&a.input).clone(),
+        |_| {},
+    );
     assert!(ends(&target, &honest).iter().all(|end| end == "completed"));
 
     let mut refused = 0;
     for _ in 0..FORGED_TASKS / 20 {
         let tasks = ask(&target, &eve, 20);
-        deliver(&target, &mut eve, 20, |a| forge(true_units(&a.input)), |_| {});
-        refused += ends(&target, &tasks).iter().filter(|end| *end == "failed").count();
+        deliver(
+            &target,
+            &mut eve,
+            20,
+            |a| forge(true_units(&a.input)),
+            |_| {},
+        );
+        refused += ends(&target, &tasks)
+            .iter()
+            .filter(|end| *end == "failed")
+            .count();
     }
-    assert!(refused * 10 >= FORGED_TASKS * 9, "only {refused} of {FORGED_TASKS} forgeries were refused");
+    assert!(
+        refused * 10 >= FORGED_TASKS * 9,
+        "only {refused} of {FORGED_TASKS} forgeries were refused"
+    );
     // Paid for what passed, and for nothing else; every refusal is on record against the cheat.
     let passed = (FORGED_TASKS - refused + 10) * UNITS;
     let account = target.account(&eve);
     assert_eq!(account["posted_mc"].as_i64(), Some(-(passed as i64)));
     assert_eq!(account["pending_we_owe_mc"], 0);
     let peers = target.node.call("peers/list", json!({}));
-    let frauds = peers["result"]["peers"].as_array().unwrap().iter().find(|p| p["npub"] == eve.npub()).unwrap()["frauds"].clone();
+    let frauds = peers["result"]["peers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|p| p["npub"] == eve.npub())
+        .unwrap()["frauds"]
+        .clone();
     assert_eq!(frauds, refused);
 }
 
@@ -131,10 +167,20 @@ fn a_forged_aggregate_is_always_refused() {
         r.output["price"] = json!(price * 1.000_001);
         r.proof.output = hash_of(&r.output);
     };
-    deliver(&target, &mut eve, 20, |a| true_units(&a.input).clone(), ruin);
+    deliver(
+        &target,
+        &mut eve,
+        20,
+        |a| true_units(&a.input).clone(),
+        ruin,
+    );
     assert!(ends(&target, &tasks).iter().all(|end| end == "failed"));
     let refusals = target.node.journaled("refusal");
     assert_eq!(refusals.len(), 20);
-    assert!(refusals.iter().all(|r| r["body"]["code"] == "aggregate_mismatch"));
+    assert!(
+        refusals
+            .iter()
+            .all(|r| r["body"]["code"] == "aggregate_mismatch")
+    );
     assert_eq!(target.account(&eve)["posted_mc"], 0);
 }

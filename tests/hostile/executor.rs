@@ -14,14 +14,23 @@ use crate::support::world::until;
 /// The node asks for one unit; gives the task.
 fn ask(target: &Target, change: Value) -> String {
     let mut params = json!({"skill": "simulation", "input": tiny(), "max_price_mc": 10});
-    params.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+    params
+        .as_object_mut()
+        .unwrap()
+        .extend(change.as_object().unwrap().clone());
     let answer = target.node.call("task/ask", params);
-    answer["result"]["task"]["id"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
+    answer["result"]["task"]["id"]
+        .as_str()
+        .unwrap_or_else(|| panic!("{answer}"))
+        .to_owned()
 }
 
 fn state(target: &Target, task: &str) -> String {
     let answer = target.node.call("task/get", json!({"id": task}));
-    answer["result"]["task"]["status"]["state"].as_str().unwrap().to_owned()
+    answer["result"]["task"]["status"]["state"]
+        .as_str()
+        .unwrap()
+        .to_owned()
 }
 
 fn decline(award: &Award, requester: &str, award_no: u32, code: &str) -> Decline {
@@ -51,7 +60,14 @@ fn only_the_winner_speaks_for_an_award_and_only_of_what_was_agreed() {
         let body = mallory.accept(&hex, &award, |_| {});
         mallory.say(&hex, Body::Accept(Box::new(body)));
         let mut body = decline(&award, &hex, 1, "x");
-        body.entry = Some(mallory.entry(&hex, &award.task, Act::Declined { award_no: 1, code: "x".into() }));
+        body.entry = Some(mallory.entry(
+            &hex,
+            &award.task,
+            Act::Declined {
+                award_no: 1,
+                code: "x".into(),
+            },
+        ));
         mallory.say(&hex, Body::Decline(Box::new(body)));
     });
     refused(node, &mut eve, "award_no_unknown", 2, |eve| {
@@ -61,13 +77,22 @@ fn only_the_winner_speaks_for_an_award_and_only_of_what_was_agreed() {
         }
     });
     refused(node, &mut eve, "task_unknown", 1, |eve| {
-        let body = eve.accept(&hex, &Award { task: task_id(), ..award.clone() }, |_| {});
+        let body = eve.accept(
+            &hex,
+            &Award {
+                task: task_id(),
+                ..award.clone()
+            },
+            |_| {},
+        );
         eve.say(&hex, Body::Accept(Box::new(body)));
     });
     // Above the lock, not what the units cost, and numbers at the edge.
     refused(node, &mut eve, "accept_terms", 3, |eve| {
         for (price, total) in [(11, 11), (1, 2), ((1 << 53) - 1, (1 << 53) - 1)] {
-            let body = eve.accept(&hex, &award, |a| (a.unit_price_mc, a.total_mc) = (price, total));
+            let body = eve.accept(&hex, &award, |a| {
+                (a.unit_price_mc, a.total_mc) = (price, total)
+            });
             eve.say(&hex, Body::Accept(Box::new(body)));
         }
     });
@@ -76,11 +101,21 @@ fn only_the_winner_speaks_for_an_award_and_only_of_what_was_agreed() {
     });
     refused(node, &mut eve, "entry_mismatch", 2, |eve| {
         let mut body = eve.accept(&hex, &award, |_| {});
-        body.entry.what = Act::Accepted { award_no: 1, total_mc: 9 };
+        body.entry.what = Act::Accepted {
+            award_no: 1,
+            total_mc: 9,
+        };
         eve.sign(&mut body.entry);
         eve.say(&hex, Body::Accept(Box::new(body)));
         let mut body = decline(&award, &hex, 1, "x");
-        body.entry = Some(eve.entry(&hex, &award.task, Act::Declined { award_no: 1, code: "y".into() }));
+        body.entry = Some(eve.entry(
+            &hex,
+            &award.task,
+            Act::Declined {
+                award_no: 1,
+                code: "y".into(),
+            },
+        ));
         eve.say(&hex, Body::Decline(Box::new(body)));
     });
     assert_eq!(state(&target, &task), "submitted");
@@ -88,20 +123,28 @@ fn only_the_winner_speaks_for_an_award_and_only_of_what_was_agreed() {
 
     let accept = eve.accept(&hex, &award, |_| {});
     eve.say(&hex, Body::Accept(Box::new(accept)));
-    until("the acceptance", || (state(&target, &task) == "working").then_some(()));
+    until("the acceptance", || {
+        (state(&target, &task) == "working").then_some(())
+    });
     results_of_others(&target, &mut eve, &mut mallory, &award);
     // Nothing of this was in the way of the true result.
     let result = eve.result(&hex, &award, &units_of(&award.input), &profile(), |_| {});
     for _ in 0..3 {
         eve.say(&hex, Body::Update(Box::new(result.clone())));
     }
-    until("the payment", || (state(&target, &task) == "completed").then_some(()));
-    eve.hear("the receipt", |h| matches!(&h.body, Body::Receipt(r) if r.task == task).then_some(()));
+    until("the payment", || {
+        (state(&target, &task) == "completed").then_some(())
+    });
+    eve.hear("the receipt", |h| {
+        matches!(&h.body, Body::Receipt(r) if r.task == task).then_some(())
+    });
     assert_eq!(target.account(&eve)["posted_mc"], -1);
     assert_eq!(target.account(&eve)["pending_we_owe_mc"], 0);
     assert_eq!(node.journaled("receipt").len(), 1);
     // Paid is paid: whatever comes after that moves no money.
-    let late = eve.result(&hex, &award, &units_of(&award.input), &profile(), |r| r.proof.cost_mc = 9);
+    let late = eve.result(&hex, &award, &units_of(&award.input), &profile(), |r| {
+        r.proof.cost_mc = 9
+    });
     eve.say(&hex, Body::Update(Box::new(late)));
     eve.fence(&hex);
     assert_eq!(target.account(&eve)["posted_mc"], -1);
@@ -117,8 +160,26 @@ fn results_of_others(target: &Target, eve: &mut Stranger, mallory: &mut Stranger
         who.say(&hex, Body::Update(Box::new(body)));
     };
     refused(node, mallory, "not_awarded", 1, |m| send(m, award, &|_| {}));
-    refused(node, eve, "award_no_unknown", 1, |eve| send(eve, &Award { award_no: 2, ..award.clone() }, &|_| {}));
-    refused(node, eve, "task_unknown", 1, |eve| send(eve, &Award { task: task_id(), ..award.clone() }, &|_| {}));
+    refused(node, eve, "award_no_unknown", 1, |eve| {
+        send(
+            eve,
+            &Award {
+                award_no: 2,
+                ..award.clone()
+            },
+            &|_| {},
+        )
+    });
+    refused(node, eve, "task_unknown", 1, |eve| {
+        send(
+            eve,
+            &Award {
+                task: task_id(),
+                ..award.clone()
+            },
+            &|_| {},
+        )
+    });
     refused(node, eve, "proof_mismatch", 6, |eve| {
         send(eve, award, &|r| r.proof.requester = "11".repeat(32));
         send(eve, award, &|r| r.proof.executor = "11".repeat(32));
@@ -131,13 +192,19 @@ fn results_of_others(target: &Target, eve: &mut Stranger, mallory: &mut Stranger
     let thief = Identity::derive(&words, eve.identity.public().lct.clone(), 0).unwrap();
     let resign = |eve: &mut Stranger, entry_too: bool| {
         let mut body = eve.result(&hex, award, units, &profile, |_| {});
-        let News::Completed(result) = &mut body.news else { panic!("no result") };
+        let News::Completed(result) = &mut body.news else {
+            panic!("no result")
+        };
         result.proof.key = thief.public().ed25519.clone();
         result.proof.sig = hex::encode(thief.sign_proof(&result.proof.signing_bytes().unwrap()));
-        result.entry.what = Act::Completed { award_no: 1, proof: result.proof.hash().unwrap() };
+        result.entry.what = Act::Completed {
+            award_no: 1,
+            proof: result.proof.hash().unwrap(),
+        };
         if entry_too {
             result.entry.key = thief.public().ed25519.clone();
-            result.entry.sig = hex::encode(thief.sign_proof(&result.entry.signing_bytes().unwrap()));
+            result.entry.sig =
+                hex::encode(thief.sign_proof(&result.entry.signing_bytes().unwrap()));
         } else {
             eve.sign(&mut result.entry);
         }
@@ -158,7 +225,11 @@ fn results_of_others(target: &Target, eve: &mut Stranger, mallory: &mut Stranger
         eve.say(&hex, Body::Update(Box::new(body)));
     });
     refused(node, eve, "params_invalid", 3, |eve| {
-        for (field, value) in [("units", json!(-1)), ("cost_mc", json!("NaN")), ("cost_mc", json!(0.5))] {
+        for (field, value) in [
+            ("units", json!(-1)),
+            ("cost_mc", json!("NaN")),
+            ("cost_mc", json!(0.5)),
+        ] {
             let body = eve.result(&hex, award, units, &profile, |_| {});
             let mut object = Stranger::object(&hex, Body::Update(Box::new(body)));
             object["params"]["news"]["completed"]["proof"][field] = value;
@@ -166,7 +237,9 @@ fn results_of_others(target: &Target, eve: &mut Stranger, mallory: &mut Stranger
         }
     });
     refused(node, eve, "entry_mismatch", 1, |eve| {
-        let other = eve.result(&hex, award, units, &profile, |r| r.proof.device = "gpu".into());
+        let other = eve.result(&hex, award, units, &profile, |r| {
+            r.proof.device = "gpu".into()
+        });
         let mut body = eve.result(&hex, award, units, &profile, |_| {});
         if let (News::Completed(mine), News::Completed(theirs)) = (&mut body.news, other.news) {
             mine.entry = theirs.entry;
@@ -186,9 +259,15 @@ fn an_altered_cost_or_output_is_refused_and_not_paid() {
         ("cost_mismatch", |r| r.proof.cost_mc += 1),
         ("cost_mismatch", |r| r.proof.cost_mc = (1 << 53) - 1),
         ("cost_mismatch", |r| r.proof.cost_mc = 0),
-        ("cost_mismatch", |r| (r.proof.units, r.proof.cost_mc) = (2, 2)),
-        ("cost_mismatch", |r| (r.proof.units, r.proof.cost_mc) = (u32::MAX, 10)),
-        ("cost_mismatch", |r| (r.proof.unit_price_mc, r.proof.cost_mc) = (2, 2)),
+        ("cost_mismatch", |r| {
+            (r.proof.units, r.proof.cost_mc) = (2, 2)
+        }),
+        ("cost_mismatch", |r| {
+            (r.proof.units, r.proof.cost_mc) = (u32::MAX, 10)
+        }),
+        ("cost_mismatch", |r| {
+            (r.proof.unit_price_mc, r.proof.cost_mc) = (2, 2)
+        }),
         ("output_mismatch", |r| r.output["price"] = json!(1.0)),
         ("aggregate_mismatch", |r| {
             r.output["price"] = json!(1.0);
@@ -196,7 +275,9 @@ fn an_altered_cost_or_output_is_refused_and_not_paid() {
         }),
         ("root_mismatch", |r| r.proof.root = "00".repeat(32)),
         ("units_mismatch", |r| r.units = "!".into()),
-        ("result_late", |r| r.proof.finished_ms = now_ms() + 86_400_000),
+        ("result_late", |r| {
+            r.proof.finished_ms = now_ms() + 86_400_000
+        }),
     ];
     for (at, (code, change)) in cases.into_iter().enumerate() {
         let task = ask(&target, json!({"peer": eve.npub()}));
@@ -210,9 +291,15 @@ fn an_altered_cost_or_output_is_refused_and_not_paid() {
             _ => None,
         });
         assert_eq!(said, code, "case {at}");
-        until("the end", || (state(&target, &task) == "failed").then_some(()));
+        until("the end", || {
+            (state(&target, &task) == "failed").then_some(())
+        });
         let account = target.account(&eve);
-        assert_eq!((&account["posted_mc"], &account["pending_we_owe_mc"]), (&json!(0), &json!(0)), "case {at}");
+        assert_eq!(
+            (&account["posted_mc"], &account["pending_we_owe_mc"]),
+            (&json!(0), &json!(0)),
+            "case {at}"
+        );
     }
     assert!(node.journaled("receipt").is_empty());
 }
@@ -242,35 +329,60 @@ fn bids_are_held_to_their_offer_and_a_reply_key_hears_nothing_else() {
         bid(m, &reply, &|b| b.task = task_id());
         let award = m.award(&hex, &task_id(), tiny(), |_| {});
         m.say(&reply, Body::Request(Box::new(award)));
-        let news = News::Working { units_done: 1, units_total: 1 };
-        m.say(&reply, Body::Update(Box::new(Update { task: task.clone(), award_no: 1, news })));
+        let news = News::Working {
+            units_done: 1,
+            units_total: 1,
+        };
+        m.say(
+            &reply,
+            Body::Update(Box::new(Update {
+                task: task.clone(),
+                award_no: 1,
+                news,
+            })),
+        );
     });
     refused(node, &mut mallory, "bid_late", 2, |m| {
         bid(m, &reply, &|b| b.round = 0);
         bid(m, &reply, &|b| b.round = u32::MAX);
     });
-    refused(node, &mut mallory, "bid_expired", 1, |m| bid(m, &reply, &|b| b.expires_ms = now_ms() - 1));
+    refused(node, &mut mallory, "bid_expired", 1, |m| {
+        bid(m, &reply, &|b| b.expires_ms = now_ms() - 1)
+    });
     refused(node, &mut mallory, "bid_price", 3, |m| {
         bid(m, &reply, &|b| b.total_mc = 0);
         bid(m, &reply, &|b| (b.unit_price_mc, b.total_mc) = (11, 11));
-        bid(m, &reply, &|b| (b.unit_price_mc, b.total_mc) = ((1 << 53) - 1, 5));
+        bid(m, &reply, &|b| {
+            (b.unit_price_mc, b.total_mc) = ((1 << 53) - 1, 5)
+        });
     });
-    refused(node, &mut mallory, "bounds_exceeded", 1, |m| bid(m, &reply, &|b| b.total_mc = u64::MAX));
+    refused(node, &mut mallory, "bounds_exceeded", 1, |m| {
+        bid(m, &reply, &|b| b.total_mc = u64::MAX)
+    });
     refused(node, &mut mallory, "binding_author", 1, |m| {
         let stolen = eve.binding();
         bid(m, &reply, &|b| b.binding = stolen.clone());
     });
     // A stranger's lower price does not displace a trusted peer.
-    bid(&mut mallory, &reply, &|b| (b.unit_price_mc, b.total_mc) = (0, 0));
+    bid(&mut mallory, &reply, &|b| {
+        (b.unit_price_mc, b.total_mc) = (0, 0)
+    });
     bid(&mut eve, &reply, &|_| {});
     let award = eve.hear_award();
-    assert_eq!((award.task.as_str(), award.unit_price_mc, award.max_price_mc), (task.as_str(), Some(1), 1));
-    refused(node, &mut mallory, "bid_late", 1, |m| bid(m, &reply, &|_| {}));
+    assert_eq!(
+        (award.task.as_str(), award.unit_price_mc, award.max_price_mc),
+        (task.as_str(), Some(1), 1)
+    );
+    refused(node, &mut mallory, "bid_late", 1, |m| {
+        bid(m, &reply, &|_| {})
+    });
     let accept = eve.accept(&hex, &award, |_| {});
     eve.say(&hex, Body::Accept(Box::new(accept)));
     let body = eve.result(&hex, &award, &units_of(&award.input), &profile(), |_| {});
     eve.say(&hex, Body::Update(Box::new(body)));
-    until("the payment", || (state(&target, &task) == "completed").then_some(()));
+    until("the payment", || {
+        (state(&target, &task) == "completed").then_some(())
+    });
     assert_eq!(target.account(&eve)["posted_mc"], -1);
 }
 
@@ -282,7 +394,9 @@ fn only_the_recipient_acknowledges_a_message() {
     eve.polite = false;
     let hex = key_of(node);
     ask(&target, json!({"peer": eve.npub()}));
-    let rumor = eve.hear("the request", |h| matches!(&h.body, Body::Request(_)).then_some(h.rumor));
+    let rumor = eve.hear("the request", |h| {
+        matches!(&h.body, Body::Request(_)).then_some(h.rumor)
+    });
     let waiting = || node.call("node/status", json!({}))["result"]["outbox"]["waiting"].clone();
     assert_eq!(waiting(), 1);
     mallory.ack(&hex, &rumor);

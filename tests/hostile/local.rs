@@ -29,7 +29,10 @@ fn refused(home: &Path, more: &[&str], code: &str) {
     assert_eq!(exit, Some(1), "{said}");
     assert_eq!(said["error"]["code"], code, "{said}");
     for field in ["message", "hint"] {
-        assert!(said["error"][field].as_str().is_some_and(|t| !t.is_empty()), "{field}: {said}");
+        assert!(
+            said["error"][field].as_str().is_some_and(|t| !t.is_empty()),
+            "{field}: {said}"
+        );
     }
 }
 
@@ -45,14 +48,25 @@ fn a_broken_or_foreign_store_is_refused_and_left_as_it_is() {
     let mut scribbled = good.clone();
     scribbled.iter_mut().take(4_096).for_each(|b| *b ^= 0x5a);
     let page = b"<!doctype html><title>not a store</title>".repeat(500);
-    for (what, bytes) in [("truncated", cut), ("scribbled", scribbled), ("foreign", page)] {
+    for (what, bytes) in [
+        ("truncated", cut),
+        ("scribbled", scribbled),
+        ("foreign", page),
+    ] {
         std::fs::write(&store, &bytes).unwrap();
         let (exit, said) = up(&node.home, &[]);
         assert_eq!(exit, Some(1), "{what}: {said}");
         let code = said["error"]["code"].as_str().unwrap_or_default();
         assert!(code.starts_with("store_"), "{what}: {said}");
-        assert!(said["error"].to_string().contains("Restore a snapshot"), "{what}: {said}");
-        assert_eq!(std::fs::read(&store).unwrap(), bytes, "{what}: the evidence was overwritten");
+        assert!(
+            said["error"].to_string().contains("Restore a snapshot"),
+            "{what}: {said}"
+        );
+        assert_eq!(
+            std::fs::read(&store).unwrap(),
+            bytes,
+            "{what}: the evidence was overwritten"
+        );
     }
     // Put back, it runs.
     std::fs::write(&store, good).unwrap();
@@ -68,18 +82,34 @@ fn a_wrong_passphrase_opens_nothing() {
     let output = Command::new(LEGION)
         .arg("--home")
         .arg(path("home"))
-        .args(["--json", "init", "--relay", "ws://127.0.0.1:9", "--passphrase-file"])
+        .args([
+            "--json",
+            "init",
+            "--relay",
+            "ws://127.0.0.1:9",
+            "--passphrase-file",
+        ])
         .arg(path("right"))
         .arg("--mnemonic-out")
         .arg(path("words"))
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let wrong = path("wrong");
-    let (exit, said) = up(&path("home"), &["--passphrase-file", wrong.to_str().unwrap()]);
+    let (exit, said) = up(
+        &path("home"),
+        &["--passphrase-file", wrong.to_str().unwrap()],
+    );
     assert_eq!(exit, Some(2), "{said}");
     assert_eq!(said["error"]["code"], "passphrase_wrong", "{said}");
-    assert!(!said.to_string().contains("battery"), "a secret in an error");
+    assert!(
+        !said.to_string().contains("battery"),
+        "a secret in an error"
+    );
 }
 
 #[test]
@@ -103,7 +133,13 @@ fn line(node: &Node, bytes: &[u8]) -> Value {
 fn the_control_socket_answers_nonsense_and_the_node_lives() {
     let target = Target::start();
     let node = &target.node;
-    let code = |answer: &Value| answer["error"]["data"]["code"].as_str().or(answer["error"]["code"].as_str()).unwrap_or_default().to_owned();
+    let code = |answer: &Value| {
+        answer["error"]["data"]["code"]
+            .as_str()
+            .or(answer["error"]["code"].as_str())
+            .unwrap_or_default()
+            .to_owned()
+    };
     let mut long = vec![b'x'; 2 << 20];
     long.push(b'\n');
     let mut stream = UnixStream::connect(node.home.join("legion.sock")).unwrap();
@@ -118,11 +154,32 @@ fn the_control_socket_answers_nonsense_and_the_node_lives() {
         assert_eq!(code(&answer), "payload_too_large", "{answer}");
     }
     writer.join().unwrap();
-    for nonsense in ["{", "[]", "null", "\u{0}", "{\"jsonrpc\":\"2.0\"}", "{\"jsonrpc\":\"2.0\",\"id\":1}", "{\"jsonrpc\":\"1.0\",\"id\":1,\"method\":\"node/status\"}"] {
+    for nonsense in [
+        "{",
+        "[]",
+        "null",
+        "\u{0}",
+        "{\"jsonrpc\":\"2.0\"}",
+        "{\"jsonrpc\":\"2.0\",\"id\":1}",
+        "{\"jsonrpc\":\"1.0\",\"id\":1,\"method\":\"node/status\"}",
+    ] {
         let answer = line(node, format!("{nonsense}\n").as_bytes());
         assert!(answer["error"].is_object(), "{nonsense}: {answer}");
     }
-    for (method, params) in [("node/explode", json!({})), ("task/get", json!({"id": 7})), ("task/get", json!({})), ("peers/trust", json!({"npub": "x", "tier": "god"})), ("task/ask", json!({"skill": "simulation", "input": {"paths": 1e308}})), ("peers/trust", json!({"npub": node.npub, "tier": "own", "limit_mc": -1}))] {
+    for (method, params) in [
+        ("node/explode", json!({})),
+        ("task/get", json!({"id": 7})),
+        ("task/get", json!({})),
+        ("peers/trust", json!({"npub": "x", "tier": "god"})),
+        (
+            "task/ask",
+            json!({"skill": "simulation", "input": {"paths": 1e308}}),
+        ),
+        (
+            "peers/trust",
+            json!({"npub": node.npub, "tier": "own", "limit_mc": -1}),
+        ),
+    ] {
         let answer = node.call(method, params);
         assert!(answer["error"].is_object(), "{method}: {answer}");
     }
@@ -132,7 +189,9 @@ fn the_control_socket_answers_nonsense_and_the_node_lives() {
 #[test]
 fn two_hundred_callers_at_once_are_all_served_in_turn() {
     let target = Target::start();
-    let request = json!({"jsonrpc": "2.0", "id": 1, "method": "node/status", "params": {}}).to_string() + "\n";
+    let request = json!({"jsonrpc": "2.0", "id": 1, "method": "node/status", "params": {}})
+        .to_string()
+        + "\n";
     let path = target.node.home.join("legion.sock");
     let callers: Vec<_> = (0..200)
         .map(|_| {
@@ -151,7 +210,9 @@ fn two_hundred_callers_at_once_are_all_served_in_turn() {
         caller.join().unwrap();
     }
     // Callers that say nothing take slots, not the node: those that leave make room again.
-    let silent: Vec<_> = (0..60).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    let silent: Vec<_> = (0..60)
+        .map(|_| UnixStream::connect(&path).unwrap())
+        .collect();
     assert!(target.node.ok(&["status"])["npub"].is_string());
     drop(silent);
     let mut halfway = UnixStream::connect(&path).unwrap();

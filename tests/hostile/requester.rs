@@ -90,7 +90,7 @@ fn input_against_the_schema_and_impossible_terms_are_declined_with_the_reason() 
         a.unit_price_mc = Some(1 << 40);
         a.max_price_mc = 1 << 41;
     });
-    assert_eq!(eve.hear_decline(&rich), "credit_exhausted");
+    assert_eq!(eve.hear_decline(&rich), "price_limit");
     eve.fence(&hex);
     assert_eq!(picture(node), image);
     // Nobody that the owner has not admitted has credit.
@@ -137,7 +137,9 @@ fn awards_that_race_each_other_never_pass_the_credit_granted() {
     });
     let receipt = eve.receipt(&done.task, 1, 1, done.hash().unwrap());
     eve.say(&hex, receipt);
-    until("the debt", || (target.account(&eve)["posted_mc"] == 1).then_some(()));
+    until("the debt", || {
+        (target.account(&eve)["posted_mc"] == 1).then_some(())
+    });
     let task = request(&mut eve, &hex, tiny(), |_| {});
     assert_eq!(eve.hear_decline(&task), "credit_exhausted");
 }
@@ -176,7 +178,9 @@ fn receipts_and_refusals_for_other_work_move_nothing() {
         mallory.say(&hex, body);
     });
     refused(node, &mut eve, "entry_mismatch", 3, |eve| {
-        let Body::Refusal(mut refusal) = eve.refusal(&task, 1, hash.clone(), evidence("unit_mismatch")) else {
+        let Body::Refusal(mut refusal) =
+            eve.refusal(&task, 1, hash.clone(), evidence("unit_mismatch"))
+        else {
             panic!("no refusal")
         };
         refusal.evidence.received = "CCCC".into();
@@ -208,10 +212,16 @@ fn receipts_and_refusals_for_other_work_move_nothing() {
     for _ in 0..3 {
         eve.say(&hex, paid.clone());
     }
-    until("the receipt", || (target.account(&eve)["posted_mc"] == 1).then_some(()));
+    until("the receipt", || {
+        (target.account(&eve)["posted_mc"] == 1).then_some(())
+    });
     eve.fence(&hex);
     let commits = node.ok(&["ledger"])["transfers"].clone();
-    let commits = commits.as_array().unwrap().iter().filter(|t| t["kind"] == "commit" && t["task"] == task.as_str());
+    let commits = commits
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|t| t["kind"] == "commit" && t["task"] == task.as_str());
     assert_eq!(commits.count(), 1);
 }
 
@@ -226,7 +236,9 @@ fn nobody_cancels_withdraws_or_pays_the_work_of_another() {
     mallory.hear_result(&known);
     node.ok(&["pause", "--now"]);
     let task = request(&mut eve, &hex, tiny(), |_| {});
-    eve.hear("the acceptance", |h| matches!(&h.body, Body::Accept(_)).then_some(()));
+    eve.hear("the acceptance", |h| {
+        matches!(&h.body, Body::Accept(_)).then_some(())
+    });
     refused(node, &mut eve, "receipt_early", 1, |eve| {
         let body = eve.receipt(&task, 1, 1, String::new());
         eve.say(&hex, body);
@@ -238,13 +250,31 @@ fn nobody_cancels_withdraws_or_pays_the_work_of_another() {
     refused(node, &mut mallory, "entry_mismatch", 1, |mallory| {
         let victim = eve.hex();
         let entry = mallory.entry(&victim, &task, Act::Canceled);
-        mallory.say(&hex, Body::Cancel(Box::new(Cancel { task: task.clone(), entry })));
+        mallory.say(
+            &hex,
+            Body::Cancel(Box::new(Cancel {
+                task: task.clone(),
+                entry,
+            })),
+        );
     });
     refused(node, &mut mallory, "duplicate", 0, |mallory| {
         let me = mallory.hex();
         let entry = mallory.entry(&me, &task, Act::Canceled);
-        mallory.say(&hex, Body::Cancel(Box::new(Cancel { task: task.clone(), entry })));
-        mallory.say(&hex, Body::Withdraw(Withdraw { task: task.clone(), below_award_no: u32::MAX }));
+        mallory.say(
+            &hex,
+            Body::Cancel(Box::new(Cancel {
+                task: task.clone(),
+                entry,
+            })),
+        );
+        mallory.say(
+            &hex,
+            Body::Withdraw(Withdraw {
+                task: task.clone(),
+                below_award_no: u32::MAX,
+            }),
+        );
     });
     // The same award in a new rumor, and an older one, change nothing.
     refused(node, &mut eve, "award_superseded", 1, |eve| {
@@ -255,7 +285,9 @@ fn nobody_cancels_withdraws_or_pays_the_work_of_another() {
     let proof = eve.hear_result(&task).proof;
     let body = eve.receipt(&task, 1, 1, proof.hash().unwrap());
     eve.say(&hex, body);
-    until("the receipt", || (target.account(&eve)["posted_mc"] == 1).then_some(()));
+    until("the receipt", || {
+        (target.account(&eve)["posted_mc"] == 1).then_some(())
+    });
 }
 
 #[test]
@@ -264,17 +296,31 @@ fn a_refusal_with_false_evidence_is_a_dispute_and_ends_the_credit() {
     let node = &target.node;
     let mut eve = target.trusted(100);
     let hex = key_of(node);
-    let codes = ["unit_mismatch", "aggregate_mismatch", "cost_mismatch", "result_late", "unverified", "i_do_not_like_it"];
+    let codes = [
+        "unit_mismatch",
+        "aggregate_mismatch",
+        "cost_mismatch",
+        "result_late",
+        "unverified",
+        "i_do_not_like_it",
+    ];
     let mut last = None;
     for (at, code) in codes.iter().enumerate() {
         let task = request(&mut eve, &hex, tiny(), |_| {});
         let proof = eve.hear_result(&task).proof.hash().unwrap();
         let body = eve.refusal(&task, 1, proof.clone(), evidence(code));
         eve.say(&hex, body);
-        until(code, || (node.call("node/status", json!({}))["result"]["work"]["disputed"] == at + 1).then_some(()));
+        until(code, || {
+            (node.call("node/status", json!({}))["result"]["work"]["disputed"] == at + 1)
+                .then_some(())
+        });
         let account = target.account(&eve);
         assert_eq!(account["limit_granted_mc"], 0, "{code}");
-        assert_eq!(account["pending_owed_to_us_mc"], at + 1, "{code}: the claim stands");
+        assert_eq!(
+            account["pending_owed_to_us_mc"],
+            at + 1,
+            "{code}: the claim stands"
+        );
         let next = request(&mut eve, &hex, tiny(), |_| {});
         assert_eq!(eve.hear_decline(&next), "credit_required", "{code}");
         target.trust(&eve, 100);
@@ -284,14 +330,21 @@ fn a_refusal_with_false_evidence_is_a_dispute_and_ends_the_credit() {
     let (task, proof) = last.unwrap();
     let body = eve.receipt(&task, 1, 1, proof);
     eve.say(&hex, body);
-    until("the late receipt", || (target.account(&eve)["posted_mc"] == 1).then_some(()));
-    assert_eq!(target.account(&eve)["pending_owed_to_us_mc"], codes.len() - 1);
+    until("the late receipt", || {
+        (target.account(&eve)["posted_mc"] == 1).then_some(())
+    });
+    assert_eq!(
+        target.account(&eve)["pending_owed_to_us_mc"],
+        codes.len() - 1
+    );
     // A receipt over less than the cost is a dispute as well.
     let task = request(&mut eve, &hex, tiny(), |_| {});
     let proof = eve.hear_result(&task).proof.hash().unwrap();
     let body = eve.receipt(&task, 1, 0, proof);
     eve.say(&hex, body);
-    until("the dispute", || (target.account(&eve)["limit_granted_mc"] == 0).then_some(()));
+    until("the dispute", || {
+        (target.account(&eve)["limit_granted_mc"] == 0).then_some(())
+    });
     assert_eq!(target.account(&eve)["posted_mc"], 1);
 }
 
@@ -308,7 +361,9 @@ fn two_statements_with_one_number_are_kept_against_their_author() {
     twin.entry.prev.clear();
     eve.sign(&mut twin.entry);
     eve.say(&hex, Body::Request(Box::new(twin)));
-    until("the equivocation", || node.journaled("equivocation").first().cloned());
+    until("the equivocation", || {
+        node.journaled("equivocation").first().cloned()
+    });
     assert_eq!(target.account(&eve)["limit_granted_mc"], 0);
     assert_eq!(node.journaled("accepted").len(), 1);
     let next = request(&mut eve, &hex, tiny(), |_| {});
