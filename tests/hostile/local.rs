@@ -41,6 +41,7 @@ fn a_broken_or_foreign_store_is_refused_and_left_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let mut node = Node::init(dir.path(), "home", &["ws://127.0.0.1:9"]);
     node.up();
+    node.ok(&["status"]);
     assert!(node.terminate().success());
     let store = node.home.join("store.redb");
     let good = std::fs::read(&store).unwrap();
