@@ -49,6 +49,7 @@ fn killed_at(victim: Victim, points: &[&str], kinds: &[&str]) {
             node.env_remove("LEGION_CRASH_AT");
             node.up();
             let task = pair.ask(&key, &small);
+            eprintln!("{task} went through {at}");
             pair.finish(&task);
             assert_eq!(pair.asker.count(&task, "award"), 1, "{at}");
         }

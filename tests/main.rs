@@ -16,6 +16,8 @@ mod support {
 mod carrier;
 mod cli;
 #[cfg(all(feature = "relay", feature = "labor"))]
+mod contract;
+#[cfg(all(feature = "relay", feature = "labor"))]
 mod crash;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod demo;
@@ -25,6 +27,8 @@ mod hostile;
 mod labor;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod outage;
+#[cfg(all(feature = "relay", feature = "labor"))]
+mod owner;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod path;
 #[cfg(feature = "relay")]

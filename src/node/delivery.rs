@@ -247,6 +247,9 @@ impl Deliverer {
                 if let Some(old) = row.rumor.take() {
                     self.by_rumor.remove(&old);
                 }
+                if let Some(old) = row.event.take() {
+                    self.by_wrap.remove(&old.event_id());
+                }
                 self.by_wrap.insert(sealed.event.event_id(), seq);
                 self.by_rumor.insert(sealed.rumor, seq);
                 (row.rumor, row.recipient) = (Some(sealed.rumor), Some(sealed.recipient));
@@ -345,12 +348,23 @@ impl Deliverer {
         }
     }
 
-    /// A relay that comes back may have lost what it had: everything unacknowledged is offered to it again.
+    /// A relay that comes back may have lost what it had, or the acknowledgement for it was lost meanwhile: everything
+    /// unacknowledged is offered again, in a new wrap where some relay had taken the old one, since a relay shows its
+    /// readers no duplicate.
     async fn reconnected(&mut self, relay: &Arc<str>) {
-        let events: Vec<_> = self.rows.values().filter_map(|r| r.event.clone()).collect();
-        for event in events {
+        let mut anew = Vec::new();
+        let mut again = Vec::new();
+        for (seq, row) in &self.rows {
+            match &row.event {
+                Some(_) if !row.taken.is_empty() => anew.push((Some(*seq), row.parcel.clone())),
+                Some(event) => again.push(event.clone()),
+                None => {}
+            }
+        }
+        for event in again {
             self.send(&event, &[relay.to_string()]).await;
         }
+        self.seal(anew);
     }
 
     async fn look_after(&mut self) {

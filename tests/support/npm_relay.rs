@@ -12,8 +12,7 @@ pub(crate) struct NpmRelay {
 }
 
 impl NpmRelay {
-    /// Starts it on a free port. `None` only when `LEGION_SKIP_NPM=1` asks for it, and then stderr says so; panics with the command to
-    /// run when it is not installed. The packages are looked for in the folder that `LEGION_NPM_RELAY` names (one that holds
+    /// Starts it on a free port. `None` only when `LEGION_SKIP_NPM=1` asks for it, and then stderr says so. Installs it first where that is needed. The packages are looked for in the folder that `LEGION_NPM_RELAY` names (one that holds
     /// `node_modules` and `relay.mjs`), else in `tests/npm-relay`.
     pub(crate) fn start(data: Option<&Path>) -> Option<Self> {
         Self::start_at(0, data)
@@ -27,11 +26,7 @@ impl NpmRelay {
         }
         let home = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/npm-relay");
         let folder = std::env::var_os("LEGION_NPM_RELAY").map_or(home, PathBuf::from);
-        assert!(
-            folder.join("node_modules/@nostr-relay/core").is_dir(),
-            "the npm relay is not installed; run `npm ci` in {}, or set LEGION_SKIP_NPM=1 to leave it out",
-            folder.display()
-        );
+        install(&folder);
         let mut command = Command::new("node");
         command
             .arg(folder.join("relay.mjs"))
@@ -55,6 +50,31 @@ impl NpmRelay {
             process,
         })
     }
+}
+
+/// Installs the packages, once, where they are missing: newcomers type `cargo test` and nothing else.
+fn install(folder: &Path) {
+    static INSTALLING: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _one_at_a_time = INSTALLING
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    if folder.join("node_modules/@nostr-relay/core").is_dir() {
+        return;
+    }
+    eprintln!(
+        "installing the npm relay with `npm ci` in {}",
+        folder.display()
+    );
+    let npm = Command::new("npm")
+        .args(["ci", "--no-audit", "--no-fund"])
+        .current_dir(folder)
+        .stdout(Stdio::null())
+        .status();
+    assert!(
+        npm.is_ok_and(|status| status.success()),
+        "the npm relay cannot be installed; run `npm ci` in {}, or set LEGION_SKIP_NPM=1 to leave it out",
+        folder.display()
+    );
 }
 
 impl Drop for NpmRelay {

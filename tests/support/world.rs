@@ -441,6 +441,7 @@ impl Pair {
 
     /// Waits until both books mirror each other and nothing pends: no lock, no lease, no worker's job, no outbox row.
     pub(crate) fn settle(&self) {
+        let _shown = Shown(self);
         until(
             "both books to mirror each other with nothing pending",
             || {
@@ -481,6 +482,23 @@ impl Pair {
                 (ours == -theirs && rest(&self.asker) && rest(&self.worker)).then_some(())
             },
         );
+    }
+}
+
+/// Shows how both nodes stand when a wait for rest fails.
+struct Shown<'a>(&'a Pair);
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for node in [&self.0.asker, &self.0.worker] {
+                for what in ["status", "ledger", "tasks"] {
+                    let shown = node.run(&[what]);
+                    eprintln!("{what}: {}", String::from_utf8_lossy(&shown.stdout));
+                }
+                eprintln!("stderr: {}", node.stderr());
+            }
+        }
     }
 }
 
