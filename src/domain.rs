@@ -340,9 +340,27 @@ impl Node {
                 award.lease_until_ms = award.lease_until_ms.max(now.saturating_add(ttl));
             }
         }
+        self.bound_waits(now);
         self.rewake_all();
         self.announce_all();
         self.out.effects.push(Effect::Readvertise);
+    }
+
+    /// After the clock was set back, no wait is longer than it would be if it began now.
+    fn bound_waits(&mut self, now: Ms) {
+        let (window, ttl) = (self.policy.bid_window_ms, self.policy.lease_ttl_ms);
+        for job in self.jobs.values_mut() {
+            job.window_ends_ms = job
+                .window_ends_ms
+                .map(|at| at.min(now.saturating_add(window)));
+            for award in &mut job.awards {
+                award.lease_until_ms = award.lease_until_ms.min(now.saturating_add(ttl));
+            }
+        }
+        for work in self.work.values_mut() {
+            let next = now.saturating_add(work.lease_ttl_ms / 3);
+            work.keepalive_at_ms = work.keepalive_at_ms.min(next);
+        }
     }
 
     fn announce_all(&mut self) {

@@ -38,7 +38,7 @@ fn the_same_key_is_the_same_task_and_another_input_is_refused() {
     assert_eq!(first["task"]["id"], again["task"]["id"]);
     let refused = pair
         .asker
-        .fails(2, &option(&["--key", "k1", "--set", "years=2"]));
+        .fails(2, &option(&["--key", "k1", "--set", "seed=2"]));
     assert_eq!(refused["error"]["code"], "key_reused");
     pair.settle();
 }

@@ -73,8 +73,8 @@ fn stranger<'de, D: Deserializer<'de>>(input: D) -> Result<TierPermission, D::Er
     PartialTier::deserialize(input).map(|set| TierPermission::stranger().with(set))
 }
 
-/// `[[permissions.rule]]`: an exception from its tier for the peers, skills and LCT roles it names; the narrower one wins in
-/// each setting. What is left out says nothing.
+/// `[[permissions.rule]]`: an exception from the tiers for the peers, skills and LCT roles it names (all of them must fit). What it
+/// sets counts instead of what the tier sets; of two rules that fit, the narrower counts in each setting.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PermissionRule {
@@ -90,9 +90,12 @@ pub struct PermissionRule {
     /// Whether such tasks are allowed at all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow: Option<bool>,
-    /// Credit that such tasks may have pending together.
+    /// Credit up to which such tasks of one peer are accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget_mc: Option<u64>,
+    /// Price of one unit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit_price_mc: Option<u64>,
     /// Highest price of one task.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_price_mc: Option<u64>,
@@ -148,6 +151,7 @@ impl Permissions {
             )?;
             let amounts = [
                 ("budget_mc", rule.budget_mc),
+                ("unit_price_mc", rule.unit_price_mc),
                 ("max_price_mc", rule.max_price_mc),
             ];
             for (key, value) in amounts {

@@ -53,59 +53,38 @@ impl Owner {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Largest Nostr event (a wrap) read or sent.
-    pub max_envelope_bytes: u64,
-    /// Largest rumor, as JSON; relays with 64 KiB events carry no larger one after two encryptions.
-    pub max_rumor_bytes: u64,
-    /// How far ahead of this node's clock a message may be dated.
-    pub max_ahead_s: u64,
     /// Longest life of a message.
     pub max_message_life_s: u64,
     /// Inputs waiting for the node's loop.
     pub mailbox_depth: u64,
-    /// Messages waiting to be delivered.
-    pub outbox_rows: u64,
     /// Unfinished tasks of one peer.
     pub tasks_per_peer: u64,
     /// Bids kept for one offer; peers never met hold at most a quarter.
     pub bids_per_offer: u64,
-    /// Foreign offers and ads kept.
-    pub offers_held: u64,
     /// Peers kept in memory.
     pub peers_held: u64,
     /// Subscriptions open at one relay.
     pub subscriptions: u64,
-    /// Wraps to a pool decrypted in a second, over all its members.
-    pub pool_decrypts_per_s: u64,
     /// Longest line read from a local command.
     pub control_line_bytes: u64,
     /// Local commands connected at once.
     pub control_connections: u64,
     /// Difference between wall and monotonic clock that counts as a jump.
     pub clock_jump_ms: u64,
-    /// How long `ask --key` finds the same task again.
-    pub key_memory_s: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            max_envelope_bytes: 65_536,
-            max_rumor_bytes: 28_672,
-            max_ahead_s: 900,
-            max_message_life_s: 2_592_000,
+            max_message_life_s: 2_419_200,
             mailbox_depth: 4_096,
-            outbox_rows: 100_000,
             tasks_per_peer: 1_024,
             bids_per_offer: 64,
-            offers_held: 10_000,
             peers_held: 100_000,
-            subscriptions: 64,
-            pool_decrypts_per_s: 500,
+            subscriptions: 16,
             control_line_bytes: 1_048_576,
             control_connections: 64,
             clock_jump_ms: 5_000,
-            key_memory_s: 604_800,
         }
     }
 }
@@ -113,28 +92,23 @@ impl Default for Limits {
 impl Limits {
     pub(super) fn validate(&self) -> Result<(), Fault> {
         let values = [
-            ("max_envelope_bytes", self.max_envelope_bytes),
-            ("max_rumor_bytes", self.max_rumor_bytes),
-            ("max_ahead_s", self.max_ahead_s),
             ("max_message_life_s", self.max_message_life_s),
             ("mailbox_depth", self.mailbox_depth),
-            ("outbox_rows", self.outbox_rows),
             ("tasks_per_peer", self.tasks_per_peer),
             ("bids_per_offer", self.bids_per_offer),
-            ("offers_held", self.offers_held),
             ("peers_held", self.peers_held),
             ("subscriptions", self.subscriptions),
-            ("pool_decrypts_per_s", self.pool_decrypts_per_s),
             ("control_line_bytes", self.control_line_bytes),
             ("control_connections", self.control_connections),
             ("clock_jump_ms", self.clock_jump_ms),
-            ("key_memory_s", self.key_memory_s),
         ];
         check_range("limits", 1, &values)?;
-        let fits = self.max_rumor_bytes.saturating_mul(2) < self.max_envelope_bytes;
-        let reason =
-            "a rumor doubles when it is sealed and wrapped: at most half of max_envelope_bytes";
-        check(fits, "limits.max_rumor_bytes", reason)
+        let kept = self.max_message_life_s <= 2_419_200;
+        let reason = "at most 28 days (2419200): what relays keep, and what receivers remember to refuse repeats";
+        check(kept, "limits.max_message_life_s", reason)?;
+        let both = self.subscriptions >= 2;
+        let reason = "at least 2: one for stored messages, one for ephemeral ones";
+        check(both, "limits.subscriptions", reason)
     }
 }
 
@@ -152,8 +126,6 @@ pub enum OnCancel {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Market {
-    /// What one unit of a skill costs a peer of tier own.
-    pub unit_price_own_mc: u64,
     /// What one unit of a skill costs everyone else.
     pub unit_price_mc: u64,
     /// Exceptions from `unit_price_mc`, by skill.
@@ -191,7 +163,6 @@ pub struct Market {
 impl Default for Market {
     fn default() -> Self {
         Self {
-            unit_price_own_mc: 0,
             unit_price_mc: 1,
             skill_unit_price_mc: BTreeMap::new(),
             default_max_price_mc: 1_000,
@@ -215,7 +186,6 @@ impl Default for Market {
 impl Market {
     pub(super) fn validate(&self) -> Result<(), Fault> {
         let amounts = [
-            ("unit_price_own_mc", self.unit_price_own_mc),
             ("unit_price_mc", self.unit_price_mc),
             ("default_max_price_mc", self.default_max_price_mc),
             ("trusted_limit_mc", self.trusted_limit_mc),
@@ -386,28 +356,18 @@ impl Verification {
 pub struct Pow {
     /// In open pools.
     pub open_pool_bits: u8,
-    /// In private pools.
-    pub private_pool_bits: u8,
 }
 
 impl Default for Pow {
     fn default() -> Self {
-        Self {
-            open_pool_bits: 12,
-            private_pool_bits: 0,
-        }
+        Self { open_pool_bits: 12 }
     }
 }
 
 impl Pow {
     pub(super) fn validate(&self) -> Result<(), Fault> {
         let reason = "more than 32 bits take minutes for one message";
-        check(self.open_pool_bits <= 32, "pow.open_pool_bits", reason)?;
-        check(
-            self.private_pool_bits <= 32,
-            "pow.private_pool_bits",
-            reason,
-        )
+        check(self.open_pool_bits <= 32, "pow.open_pool_bits", reason)
     }
 }
 
@@ -419,8 +379,6 @@ pub struct StoreQuotas {
     pub max_finished_tasks: u64,
     /// Entries of the journal.
     pub max_journal_entries: u64,
-    /// Inputs, results and checkpoints together.
-    pub max_payload_bytes: u64,
 }
 
 impl Default for StoreQuotas {
@@ -428,7 +386,6 @@ impl Default for StoreQuotas {
         Self {
             max_finished_tasks: 1_000_000,
             max_journal_entries: 10_000_000,
-            max_payload_bytes: 4_294_967_296,
         }
     }
 }

@@ -183,6 +183,7 @@ impl Node {
             )
         })?;
         let permission = self.policy.permission(&peer, skill);
+        permission.admits_price(total)?;
         let open = self
             .work
             .values()

@@ -8,14 +8,18 @@ use super::peer::{Peer, Tier};
 use super::step::{Ms, Refused};
 use crate::wire::binding::Binding;
 
-/// What somebody may ask of this node. An absent limit is no limit at this level; levels combine to the narrowest.
+/// What somebody may ask of this node. What is absent says nothing at this level.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Permission {
-    /// May not ask at all.
-    pub deny: bool,
+    /// Whether they may ask at all.
+    pub allow: Option<bool>,
+    /// The skills they may ask for; `*` is every skill.
+    pub skills: Option<Vec<String>>,
     /// Most milli-credits of work outstanding (posted + pending).
     pub budget_mc: Option<u64>,
+    /// Highest price of one task, milli-credits.
+    pub max_price_mc: Option<u64>,
     /// Price of one unit, milli-credits, instead of the skill's list price.
     pub unit_price_mc: Option<u64>,
     /// Most engagements at once.
@@ -25,34 +29,121 @@ pub struct Permission {
 }
 
 impl Permission {
-    fn narrow(&mut self, other: &Self) {
+    /// Both at once: where both say something, the narrower counts.
+    fn narrowed(self, other: &Self) -> Self {
         fn least<T: Ord + Copy>(a: Option<T>, b: Option<T>) -> Option<T> {
             match (a, b) {
                 (Some(x), Some(y)) => Some(x.min(y)),
                 (x, y) => x.or(y),
             }
         }
-        self.deny |= other.deny;
-        self.budget_mc = least(self.budget_mc, other.budget_mc);
-        self.concurrency = least(self.concurrency, other.concurrency);
-        self.rate_per_min = least(self.rate_per_min, other.rate_per_min);
-        // The more particular level names the price.
-        self.unit_price_mc = other.unit_price_mc.or(self.unit_price_mc);
+        Self {
+            allow: least(self.allow, other.allow),
+            skills: self.skills.or_else(|| other.skills.clone()),
+            budget_mc: least(self.budget_mc, other.budget_mc),
+            max_price_mc: least(self.max_price_mc, other.max_price_mc),
+            unit_price_mc: least(self.unit_price_mc, other.unit_price_mc),
+            concurrency: least(self.concurrency, other.concurrency),
+            rate_per_min: least(self.rate_per_min, other.rate_per_min),
+        }
+    }
+
+    /// An exception from `general`: what this one says counts instead.
+    fn over(self, general: Self) -> Self {
+        Self {
+            allow: self.allow.or(general.allow),
+            skills: self.skills.or(general.skills),
+            budget_mc: self.budget_mc.or(general.budget_mc),
+            max_price_mc: self.max_price_mc.or(general.max_price_mc),
+            unit_price_mc: self.unit_price_mc.or(general.unit_price_mc),
+            concurrency: self.concurrency.or(general.concurrency),
+            rate_per_min: self.rate_per_min.or(general.rate_per_min),
+        }
+    }
+
+    /// Whether `skill` may be asked for.
+    pub fn admits(&self, skill: &str) -> bool {
+        let listed = self
+            .skills
+            .as_ref()
+            .is_none_or(|skills| skills.iter().any(|s| s == "*" || s == skill));
+        listed && self.allow != Some(false)
+    }
+
+    /// Whether one task may cost this much.
+    ///
+    /// # Errors
+    /// `price_limit`.
+    pub fn admits_price(&self, total_mc: u64) -> Result<(), Refused> {
+        match self.max_price_mc.filter(|most| total_mc > *most) {
+            None => Ok(()),
+            Some(most) => Err(Refused::new(
+                "price_limit",
+                format!(
+                    "one task of this peer may cost {most} mc here, this one would cost {total_mc} mc"
+                ),
+            )),
+        }
     }
 }
 
-/// Permissions at every level. Later levels narrow earlier ones: tier, LCT role, skill, peer.
+/// An exception from the tiers for the peers, LCT roles and skills that it names: all that are named must fit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rule {
+    /// Nostr key, hex.
+    pub peer: Option<String>,
+    /// The role in the peer's LCT (the part after `#`). A peer names its role itself.
+    pub role: Option<String>,
+    /// Skill id.
+    pub skill: Option<String>,
+    /// What holds then.
+    pub permission: Permission,
+}
+
+impl Rule {
+    fn fits(&self, peer: &Peer, skill: &str) -> bool {
+        let role = peer.lct.rsplit_once('#').map_or("", |(_, role)| role);
+        self.peer.as_ref().is_none_or(|p| *p == peer.npub)
+            && self.role.as_ref().is_none_or(|r| r == role)
+            && self.skill.as_ref().is_none_or(|s| s == skill)
+    }
+}
+
+/// Who may ask for what. The owner's own nodes are not limited.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Permissions {
-    /// By tier: `own trusted stranger`.
+    /// By tier: `trusted stranger`.
     pub tier: BTreeMap<String, Permission>,
-    /// By the role in the peer's LCT (the part after `#`).
-    pub role: BTreeMap<String, Permission>,
-    /// By skill id.
-    pub skill: BTreeMap<String, Permission>,
-    /// By Nostr key, hex.
-    pub peer: BTreeMap<String, Permission>,
+    /// Exceptions; of two that fit, the narrower counts in each setting.
+    pub rules: Vec<Rule>,
+}
+
+impl Permissions {
+    /// What `peer` may ask for with `skill`: its tier's permission, with the exceptions that fit in its place.
+    pub fn of(&self, peer: &Peer, skill: &str) -> Permission {
+        if peer.tier == Tier::Own {
+            return Permission::default();
+        }
+        let tier = self
+            .tier
+            .get(peer.tier.as_str())
+            .cloned()
+            .unwrap_or_default();
+        let general = Permission {
+            allow: Some(tier.admits(skill)),
+            skills: None,
+            ..tier
+        };
+        self.rules
+            .iter()
+            .filter(|rule| rule.fits(peer, skill))
+            .fold(Permission::default(), |all, rule| {
+                all.narrowed(&rule.permission)
+            })
+            .over(general)
+    }
 }
 
 /// A skill that this node offers.
@@ -158,26 +249,9 @@ impl Policy {
         }
     }
 
-    /// The combined permission of `peer` for `skill`.
+    /// What `peer` may ask for with `skill`.
     pub fn permission(&self, peer: &Peer, skill: &str) -> Permission {
-        let all = &self.permissions;
-        let role = peer.lct.rsplit_once('#').map_or("", |(_, role)| role);
-        let mut combined = all
-            .tier
-            .get(peer.tier.as_str())
-            .cloned()
-            .unwrap_or_default();
-        for level in [
-            all.role.get(role),
-            all.skill.get(skill),
-            all.peer.get(&peer.npub),
-        ]
-        .into_iter()
-        .flatten()
-        {
-            combined.narrow(level);
-        }
-        combined
+        self.permissions.of(peer, skill)
     }
 
     /// The price of one unit of `skill` for `peer`: nothing for the owner's own nodes.
@@ -192,7 +266,7 @@ impl Policy {
             )
         })?;
         let permission = self.permission(peer, skill);
-        if permission.deny {
+        if !permission.admits(skill) {
             return Err(Refused::new(
                 "permission_denied",
                 format!("the owner does not lend {skill} to this peer"),
@@ -202,5 +276,127 @@ impl Policy {
             Tier::Own => 0,
             _ => permission.unit_price_mc.unwrap_or(facts.unit_price_mc),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! What the owner wrote is what a peer may ask, and a rule is an exception, never a loophole.
+    use super::*;
+
+    fn peer(npub: &str, tier: Tier, role: &str) -> Peer {
+        Peer {
+            tier,
+            lct: format!("lct:web4:agent:o@n#{role}"),
+            ..Peer::stranger(npub)
+        }
+    }
+
+    fn trusted(permission: Permission) -> Permissions {
+        Permissions {
+            tier: BTreeMap::from([("trusted".to_owned(), permission)]),
+            rules: Vec::new(),
+        }
+    }
+
+    fn rule(peer: &str, skill: &str, role: &str, permission: Permission) -> Rule {
+        let named = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        Rule {
+            peer: named(peer),
+            skill: named(skill),
+            role: named(role),
+            permission,
+        }
+    }
+
+    #[test]
+    fn a_tier_says_whether_what_and_how_much() {
+        let p = peer("p", Tier::Trusted, "worker");
+        let closed = trusted(Permission {
+            allow: Some(false),
+            ..Permission::default()
+        });
+        assert!(!closed.of(&p, "a").admits("a"));
+        let listed = trusted(Permission {
+            skills: Some(vec!["a".to_owned()]),
+            ..Permission::default()
+        });
+        assert!(listed.of(&p, "a").admits("a") && !listed.of(&p, "b").admits("b"));
+        let all = trusted(Permission {
+            skills: Some(vec!["*".to_owned()]),
+            max_price_mc: Some(5),
+            concurrency: Some(2),
+            rate_per_min: Some(3),
+            ..Permission::default()
+        });
+        let found = all.of(&p, "b");
+        assert!(found.admits("b"));
+        assert_eq!((found.concurrency, found.rate_per_min), (Some(2), Some(3)));
+        assert!(found.admits_price(5).is_ok());
+        assert_eq!(
+            found.admits_price(6).map_err(|e| e.code),
+            Err("price_limit".to_owned())
+        );
+    }
+
+    #[test]
+    fn the_owner_s_own_nodes_are_not_limited() {
+        let mut all = trusted(Permission::default());
+        let forbid = Permission {
+            allow: Some(false),
+            ..Permission::default()
+        };
+        all.rules.push(rule("p", "", "", forbid));
+        assert!(all.of(&peer("p", Tier::Own, "worker"), "a").admits("a"));
+        assert!(!all.of(&peer("p", Tier::Trusted, "worker"), "a").admits("a"));
+    }
+
+    #[test]
+    fn a_rule_fits_only_where_all_that_it_names_fits() {
+        let mut all = trusted(Permission::default());
+        let forbid = Permission {
+            allow: Some(false),
+            ..Permission::default()
+        };
+        all.rules.push(rule("p", "a", "worker", forbid));
+        let asks = |npub: &str, role: &str, skill: &str| {
+            all.of(&peer(npub, Tier::Trusted, role), skill)
+                .admits(skill)
+        };
+        assert!(!asks("p", "worker", "a"));
+        assert!(asks("q", "worker", "a") && asks("p", "guest", "a") && asks("p", "worker", "b"));
+    }
+
+    #[test]
+    fn a_rule_counts_instead_of_its_tier_and_the_narrower_of_two() {
+        let mut all = trusted(Permission {
+            allow: Some(false),
+            max_price_mc: Some(10),
+            concurrency: Some(4),
+            ..Permission::default()
+        });
+        let wide = Permission {
+            allow: Some(true),
+            max_price_mc: Some(100),
+            unit_price_mc: Some(7),
+            ..Permission::default()
+        };
+        all.rules.push(rule("p", "", "", wide.clone()));
+        let p = peer("p", Tier::Trusted, "worker");
+        let found = all.of(&p, "a");
+        assert!(found.admits("a"));
+        assert_eq!(
+            (found.max_price_mc, found.unit_price_mc, found.concurrency),
+            (Some(100), Some(7), Some(4))
+        );
+        let narrow = Permission {
+            allow: Some(false),
+            max_price_mc: Some(50),
+            ..wide
+        };
+        all.rules.push(rule("", "a", "", narrow));
+        assert!(!all.of(&p, "a").admits("a"));
+        assert_eq!(all.of(&p, "a").max_price_mc, Some(50));
+        assert!(all.of(&p, "b").admits("b"));
     }
 }

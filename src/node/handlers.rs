@@ -156,7 +156,11 @@ impl ControlHandler for Handlers {
                 Ok(json!({"paused": null}))
             }
             "owner/cores" => {
-                let n = parse::<CoresParams>(params)?.n.max(1);
+                let all = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+                let n = match parse::<CoresParams>(params)?.n {
+                    0 => all(),
+                    n => n,
+                };
                 self.cores.send_replace(n);
                 Ok(json!({"cores": n}))
             }
@@ -319,7 +323,9 @@ impl Handlers {
         if offline && job.route != Route::Own {
             format!("no relay is reachable, everything is queued; {reason}")
         } else {
-            format!("{}: {reason}", job.state.as_str())
+            // `working: working: ...` would say it twice.
+            let state = format!("{}: ", job.state.as_str());
+            format!("{state}{}", reason.strip_prefix(&state).unwrap_or(&reason))
         }
     }
 
@@ -433,7 +439,7 @@ impl Handlers {
     }
 }
 
-fn is_connected(state: &crate::carrier::RelayState) -> bool {
+pub(super) fn is_connected(state: &crate::carrier::RelayState) -> bool {
     use crate::carrier::RelayState::{CaughtUp, Connected, HistoryGap, SubscriptionRefused};
     matches!(
         state,

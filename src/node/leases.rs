@@ -3,6 +3,8 @@
 //! Foreign work runs in a worker of low priority, the owner's own work and all checking in another of normal priority.
 //! Either is started when first needed and ends with this process.
 
+mod checks;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,14 +14,13 @@ use tokio::sync::mpsc;
 
 use super::Mailbox;
 use super::order::{CheckOrder, Mail, Order};
-use super::results::{compare, finish, precheck, root_of};
+use super::results::{compare, finish, root_of};
 use crate::domain::step::{Findings, Input, LaborNews};
 use crate::labor::frames::Units;
 use crate::labor::skills;
 use crate::labor::supervisor::{
     StartJob, Supervisor, SupervisorConfig, SupervisorHandle, WorkerClass, WorkerEvent,
 };
-use crate::wire::proof::Evidence;
 
 /// How workers are run.
 #[derive(Debug, Clone)]
@@ -28,7 +29,7 @@ pub struct LaborSettings {
     pub me: String,
     /// The program: this binary.
     pub program: PathBuf,
-    /// Threads.
+    /// Threads of the owner's work, and of foreign work until the owner says otherwise.
     pub threads: u32,
     /// Memory limit, bytes.
     pub memory_limit_bytes: u64,
@@ -48,6 +49,7 @@ enum Job {
         skill: String,
         input: Value,
         commitment: String,
+        run: Box<Run>,
     },
     Check(Box<CheckOrder>),
     Evidence {
@@ -56,6 +58,15 @@ enum Job {
         profile: String,
         ours: Vec<u8>,
     },
+}
+
+/// How a lease's work was started, so that it can go on with another number of cores.
+struct Run {
+    start: StartJob,
+    /// It stops only to go on at once; nobody else hears of that stop.
+    again: bool,
+    /// Units computed before such stops.
+    executed_before: u32,
 }
 
 struct Station {
@@ -67,6 +78,8 @@ struct Station {
 /// The task that runs leases.
 pub struct Leases {
     settings: LaborSettings,
+    /// Cores for foreign work now.
+    foreign_threads: u32,
     mailbox: Mailbox,
     foreign: Option<Station>,
     own: Option<Station>,
@@ -88,6 +101,7 @@ impl Leases {
         mut cores: tokio::sync::watch::Receiver<u32>,
     ) {
         let mut this = Self {
+            foreign_threads: settings.threads,
             settings,
             mailbox,
             foreign: None,
@@ -103,11 +117,12 @@ impl Leases {
                     let Some(order) = order else { break };
                     this.obey(order, &mut foreign_events, &mut own_events);
                 }
-                event = next(&mut foreign_events) => this.hear(false, event).await,
-                event = next(&mut own_events) => this.hear(true, event).await,
+                event = next(&mut foreign_events) => this.hear(false, event, &mut foreign_events),
+                event = next(&mut own_events) => this.hear(true, event, &mut own_events),
                 changed = cores.changed() => {
                     if changed.is_err() { break }
-                    this.settings.threads = (*cores.borrow()).max(1);
+                    let threads = (*cores.borrow_and_update()).max(1);
+                    this.set_foreign_threads(threads);
                 }
             }
         }
@@ -131,7 +146,12 @@ impl Leases {
                 } else {
                     WorkerClass::Foreign
                 },
-                threads: self.settings.threads,
+                // A job says how many of them it uses: foreign ones may be given more later.
+                threads: if own {
+                    self.settings.threads
+                } else {
+                    self.foreign_threads.max(machine_threads())
+                },
                 memory_limit_bytes: self.settings.memory_limit_bytes,
                 hang_timeout_ms: self.settings.hang_timeout_ms,
                 scratch_dir: self
@@ -178,21 +198,26 @@ impl Leases {
                     0 => skills::plan(&skill, &input).map_or(8, |plan| plan.units_per_checkpoint),
                     n => n,
                 };
-                let job = Job::Work {
-                    key: key.clone(),
-                    skill: skill.clone(),
-                    input: input.clone(),
-                    commitment,
-                };
                 let start = StartJob {
                     job: 0,
-                    skill,
-                    input,
+                    skill: skill.clone(),
+                    input: input.clone(),
                     units: Units::All,
-                    threads: 0,
+                    threads: if is_foreign { self.foreign_threads } else { 0 },
                     foreign: is_foreign,
                     checkpoint,
                     checkpoint_every_units: every,
+                };
+                let job = Job::Work {
+                    key: key.clone(),
+                    skill,
+                    input,
+                    commitment,
+                    run: Box::new(Run {
+                        start: start.clone(),
+                        again: false,
+                        executed_before: 0,
+                    }),
                 };
                 let events = if is_foreign { foreign } else { own };
                 if !self.launch(!is_foreign, events, start, job) {
@@ -261,10 +286,16 @@ impl Leases {
             return;
         }
         let deadline_ms = self.settings.soft_stop_ms;
-        for station in [&self.foreign, &self.own].into_iter().flatten() {
-            for (number, job) in &station.jobs {
-                if matches!(job, Job::Work { key: k, .. } if k == key) {
-                    let _ = station.handle.soft_stop(*number, deadline_ms);
+        let stations = self.foreign.iter_mut().chain(self.own.as_mut());
+        for station in stations {
+            for (number, job) in &mut station.jobs {
+                if let Job::Work { key: k, run, .. } = job
+                    && k == key
+                {
+                    // One that is stopping already only loses its wish to go on.
+                    if !std::mem::take(&mut run.again) {
+                        let _ = station.handle.soft_stop(*number, deadline_ms);
+                    }
                     return;
                 }
             }
@@ -278,11 +309,87 @@ impl Leases {
         );
     }
 
+    /// Foreign work gets another number of cores: what runs stops at the end of its unit and goes on from there.
+    fn set_foreign_threads(&mut self, threads: u32) {
+        if threads == self.foreign_threads {
+            return;
+        }
+        tracing::info!(threads, "foreign work has another number of cores");
+        self.foreign_threads = threads;
+        let deadline_ms = self.settings.soft_stop_ms;
+        let Some(station) = &mut self.foreign else {
+            return;
+        };
+        for (number, job) in &mut station.jobs {
+            if let Job::Work { run, .. } = job
+                && !run.again
+            {
+                run.again = station.handle.soft_stop(*number, deadline_ms).is_ok();
+            }
+        }
+    }
+
+    /// Work that stopped at the end of a unit: for good, or to go on with another number of cores.
+    fn stopped(
+        &mut self,
+        events: &mut Option<Events>,
+        job: Job,
+        bytes: Vec<u8>,
+        units_done: u32,
+        executed: u32,
+    ) {
+        let Job::Work {
+            key,
+            skill,
+            input,
+            commitment,
+            mut run,
+        } = job
+        else {
+            return;
+        };
+        let executed = executed.saturating_add(run.executed_before);
+        if !run.again {
+            self.stop_after.retain(|k| *k != key);
+            return self.news(
+                key,
+                LaborNews::Stopped {
+                    units_done,
+                    bytes,
+                    executed,
+                },
+            );
+        }
+        run.again = false;
+        run.executed_before = executed;
+        run.start.threads = self.foreign_threads;
+        if units_done > 0 {
+            run.start.checkpoint = Some(bytes.clone());
+            self.news(key.clone(), LaborNews::Checkpoint { units_done, bytes });
+        }
+        let (start, lost) = (run.start.clone(), key.clone());
+        let job = Job::Work {
+            key,
+            skill,
+            input,
+            commitment,
+            run,
+        };
+        if !self.launch(!start.foreign, events, start, job) {
+            self.news(
+                lost,
+                LaborNews::Lost {
+                    code: "worker_start".into(),
+                },
+            );
+        }
+    }
+
     fn news(&self, key: String, news: LaborNews) {
         self.mailbox.post(Mail::Fact(Input::Labor { key, news }));
     }
 
-    async fn hear(&mut self, own: bool, event: Option<WorkerEvent>) {
+    fn hear(&mut self, own: bool, event: Option<WorkerEvent>, events: &mut Option<Events>) {
         let slot = if own {
             &mut self.own
         } else {
@@ -353,16 +460,8 @@ impl Leases {
                 units_done,
                 executed_units,
             } => {
-                if let Some(Job::Work { key, .. }) = station.jobs.remove(&job) {
-                    self.stop_after.retain(|k| *k != key);
-                    self.news(
-                        key,
-                        LaborNews::Stopped {
-                            units_done,
-                            bytes: checkpoint,
-                            executed: executed_units,
-                        },
-                    );
+                if let Some(ended) = station.jobs.remove(&job) {
+                    self.stopped(events, ended, checkpoint, units_done, executed_units);
                 }
             }
             WorkerEvent::Failed { job, code, message } => match station.jobs.remove(&job) {
@@ -425,6 +524,7 @@ impl Leases {
                 skill,
                 input,
                 commitment,
+                run,
             } => {
                 let mut parts = key.split('/').skip(1);
                 let task = parts.next().unwrap_or_default();
@@ -435,8 +535,8 @@ impl Leases {
                     &input,
                     &units,
                     root,
-                    executed,
-                    resumed_from,
+                    executed.saturating_add(run.executed_before),
+                    resumed_from.saturating_sub(run.executed_before),
                     profile,
                 );
                 self.news(key, news);
@@ -461,90 +561,10 @@ impl Leases {
             }
         }
     }
+}
 
-    fn checked(&self, order: &CheckOrder, findings: Findings) {
-        self.mailbox.post(Mail::Fact(Input::Checked {
-            task: order.task.clone(),
-            award_no: order.award_no,
-            findings,
-        }));
-    }
-
-    /// First what needs no computing: commitment, hashes, root, aggregate, shape. Then the sample, in the own worker.
-    fn check(&mut self, order: CheckOrder, own: &mut Option<Events>) {
-        match precheck(&order) {
-            Err(findings) => self.checked(&order, findings),
-            Ok(findings) if order.sample.is_empty() || !cfg!(feature = "labor") => {
-                self.checked(&order, findings)
-            }
-            Ok(findings) => {
-                let start = StartJob {
-                    job: 0,
-                    skill: order.skill.clone(),
-                    input: order.input.clone(),
-                    units: Units::Only(order.sample.clone()),
-                    threads: 0,
-                    foreign: false,
-                    checkpoint: None,
-                    checkpoint_every_units: 0,
-                };
-                if !self.launch(true, own, start, Job::Check(Box::new(order.clone()))) {
-                    self.checked(&order, findings);
-                }
-            }
-        }
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn evidence(
-        &mut self,
-        own: &mut Option<Events>,
-        key: String,
-        skill: String,
-        input: Value,
-        units: &[u8],
-        unit_count: u32,
-        evidence: &Evidence,
-        profile: String,
-    ) {
-        let index = evidence
-            .unit
-            .filter(|unit| *unit < unit_count && evidence.code == "unit_mismatch");
-        let size = units.len().checked_div(unit_count as usize).unwrap_or(0);
-        let ours = index
-            .and_then(|unit| units.get(unit as usize * size..(unit as usize + 1) * size))
-            .map(<[u8]>::to_vec);
-        let (Some(unit), Some(ours)) = (index, ours) else {
-            // Any other fault would be one of our own making, which we can rule out: the result was put together here.
-            self.mailbox
-                .post(Mail::Fact(Input::EvidenceChecked { key, holds: false }));
-            return;
-        };
-        let start = StartJob {
-            job: 0,
-            skill: skill.clone(),
-            input,
-            units: Units::Only(vec![unit]),
-            threads: 0,
-            foreign: false,
-            checkpoint: None,
-            checkpoint_every_units: 0,
-        };
-        if !self.launch(
-            true,
-            own,
-            start,
-            Job::Evidence {
-                key: key.clone(),
-                skill,
-                profile,
-                ours,
-            },
-        ) {
-            self.mailbox
-                .post(Mail::Fact(Input::EvidenceChecked { key, holds: false }));
-        }
-    }
+fn machine_threads() -> u32 {
+    std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX))
 }
 
 async fn next(events: &mut Option<Events>) -> Option<WorkerEvent> {

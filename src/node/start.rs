@@ -18,12 +18,12 @@ use super::order::{Counters, Mail, Order, Outlets};
 use super::presence::Presence;
 use super::{Mailbox, clock, rows};
 use crate::carrier::{CarrierConfig, CarrierError, RelayCarrier};
-use crate::config::{Config, ConfigError, Home, OnCancel};
-use crate::domain::policy::{Permission, Permissions, Policy, SkillFacts};
+use crate::config::{Config, ConfigError, Home, OnCancel, PermissionRule, TierPermission};
+use crate::domain::policy::{Permission, Permissions, Policy, Rule, SkillFacts};
 use crate::domain::step::Input;
 use crate::identity::conversation::Conversations;
 use crate::identity::pool::PoolSecret;
-use crate::identity::{Identity, IdentityError};
+use crate::identity::{Identity, IdentityError, parse_npub};
 use crate::labor::skills;
 use crate::store::{Limits, Store, StoreError, StoreOptions};
 use crate::wire::binding::{Binding, BindingError};
@@ -133,7 +133,13 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         identity.nostr().clone(),
         conversations.clone(),
     ));
-    let (carrier, arrivals) = RelayCarrier::start(CarrierConfig::default(), Vec::new())?;
+    let (carrier, arrivals) = RelayCarrier::start(
+        CarrierConfig {
+            max_live_reqs: usize::try_from(config.limits.subscriptions).unwrap_or(usize::MAX),
+            ..CarrierConfig::default()
+        },
+        Vec::new(),
+    )?;
 
     let (mails, mailbox_end) = std::sync::mpsc::channel();
     let mailbox = Mailbox::new(
@@ -162,7 +168,8 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         journal_entries_max: config.store.max_journal_entries,
         ..Limits::default()
     };
-    let core = Core::load(policy.clone(), store.clone(), outlets, limits)?;
+    let clock_jump = Duration::from_millis(config.limits.clock_jump_ms);
+    let core = Core::load(policy.clone(), store.clone(), outlets, limits, clock_jump)?;
     let (core_ended, core_end) = oneshot::channel();
     let again = mailbox.clone();
     std::thread::Builder::new()
@@ -230,7 +237,6 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         pool_pow_bits: pow,
         policy: policy.clone(),
         ad_every: Duration::from_secs(config.market.ad_every_s),
-        clock_jump: Duration::from_millis(config.limits.clock_jump_ms),
         mailbox: mailbox.clone(),
         delivery: deliver,
         generation,
@@ -347,7 +353,6 @@ fn policy(config: &Config, identity: &Identity, relays: &[String]) -> Result<Pol
     } else {
         Vec::new()
     };
-    let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     Ok(Policy {
         me: public.nostr.clone(),
         key: public.ed25519.clone(),
@@ -365,7 +370,7 @@ fn policy(config: &Config, identity: &Identity, relays: &[String]) -> Result<Pol
             .collect(),
         device: "cpu".into(),
         implementation: concat!("legion/", env!("CARGO_PKG_VERSION")).into(),
-        permissions: permissions(config),
+        permissions: permissions(config)?,
         default_max_price_mc: market.default_max_price_mc,
         trusted_limit_mc: market.trusted_limit_mc,
         stranger_cap_mc: market.stranger_cap_mc,
@@ -390,11 +395,7 @@ fn policy(config: &Config, identity: &Identity, relays: &[String]) -> Result<Pol
         bids_max: small(config.limits.bids_per_offer),
         tasks_per_peer_max: small(config.limits.tasks_per_peer),
         peers_max: small(config.limits.peers_held),
-        message_ttl_ms: config
-            .limits
-            .max_message_life_s
-            .saturating_mul(1000)
-            .min(28 * 86_400_000),
+        message_ttl_ms: config.limits.max_message_life_s.saturating_mul(1000),
         attempts_max: 3,
         accept_unverified: [
             true,
@@ -404,17 +405,46 @@ fn policy(config: &Config, identity: &Identity, relays: &[String]) -> Result<Pol
     })
 }
 
-fn permissions(config: &Config) -> Permissions {
-    let _ = config;
-    let tier = |rate| Permission {
-        rate_per_min: Some(rate),
+/// `[permissions]` as the decisions need it.
+fn permissions(config: &Config) -> Result<Permissions, IdentityError> {
+    let set = &config.permissions;
+    let tiers = [("trusted", &set.trusted), ("stranger", &set.stranger)];
+    Ok(Permissions {
+        tier: tiers
+            .map(|(name, tier)| (name.to_owned(), tier_permission(tier)))
+            .into(),
+        rules: set.rule.iter().map(rule).collect::<Result<_, _>>()?,
+    })
+}
+
+fn small(n: u64) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+fn tier_permission(tier: &TierPermission) -> Permission {
+    Permission {
+        allow: Some(tier.delegate),
+        skills: Some(tier.execute.clone()),
+        max_price_mc: Some(tier.max_price_mc),
+        concurrency: Some(small(tier.max_concurrent)),
+        rate_per_min: Some(small(tier.max_per_min)),
         ..Permission::default()
-    };
-    Permissions {
-        tier: BTreeMap::from([
-            ("trusted".to_owned(), tier(600)),
-            ("stranger".to_owned(), tier(60)),
-        ]),
-        ..Permissions::default()
     }
+}
+
+fn rule(rule: &PermissionRule) -> Result<Rule, IdentityError> {
+    Ok(Rule {
+        peer: rule.peer.as_deref().map(parse_npub).transpose()?,
+        role: rule.role.clone(),
+        skill: rule.skill.clone(),
+        permission: Permission {
+            allow: rule.allow,
+            skills: None,
+            budget_mc: rule.budget_mc,
+            max_price_mc: rule.max_price_mc,
+            unit_price_mc: rule.unit_price_mc,
+            concurrency: rule.max_concurrent.map(small),
+            rate_per_min: rule.max_per_min.map(small),
+        },
+    })
 }

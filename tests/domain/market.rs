@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use legiond::domain::engagement::Stage;
 use legiond::domain::job::{Phase, Route, TaskState};
 use legiond::domain::peer::Tier;
-use legiond::domain::policy::{Permission, Policy};
+use legiond::domain::policy::{Permission, Policy, Rule};
 use legiond::domain::step::{Effect, Input, LaborNews, PauseMode, Step};
 use legiond::wire::market::Bid;
 use legiond::wire::message::{Body, News, Update};
@@ -42,23 +42,25 @@ fn bid(hall: &Hall, task: &str, units: u32, unit_price_mc: u64) -> Bid {
     }
 }
 
+/// The permission of 0 at node 1, said for its tier (level 0), or by a rule for its role, the skill or itself.
 fn permitted(permission: Permission, level: usize) -> impl Fn(usize, &mut Policy) {
     move |at, policy| {
-        if at == 1 {
-            let all = &mut policy.permissions;
-            let requester = crate::sim::policy::policy(0).me;
-            let levels: [(&mut BTreeMap<String, Permission>, &str); 4] = [
-                (&mut all.tier, "trusted"),
-                (&mut all.role, "worker"),
-                (&mut all.skill, SKILL),
-                (&mut all.peer, &requester),
-            ];
-            for (n, (map, name)) in levels.into_iter().enumerate() {
-                if n == level {
-                    map.insert(name.to_owned(), permission.clone());
-                }
-            }
+        if at != 1 {
+            return;
         }
+        let permission = permission.clone();
+        let all = &mut policy.permissions;
+        if level == 0 {
+            all.tier.insert("trusted".into(), permission);
+            return;
+        }
+        let requester = crate::sim::policy::policy(0).me;
+        all.rules.push(Rule {
+            role: (level == 1).then(|| "worker".to_owned()),
+            skill: (level == 2).then(|| SKILL.to_owned()),
+            peer: (level == 3).then_some(requester),
+            permission,
+        });
     }
 }
 
@@ -177,7 +179,7 @@ proptest! {
         }
     }
 
-    /// Whatever the levels say together, the narrowest holds.
+    /// A rule counts in the place of the tier, and the narrowest of the rules that fit.
     #[test]
     fn permissions_combine_to_the_narrowest(
         caps in proptest::collection::vec(proptest::option::of((1u64..50, 1u32..9, 1u32..9, 0u64..9, 0u8..8)), 4),
@@ -186,11 +188,12 @@ proptest! {
         for (level, cap) in caps.iter().enumerate() {
             if let Some((budget, concurrency, rate, price, deny)) = cap {
                 let permission = Permission {
-                    deny: *deny == 0,
+                    allow: (*deny == 0).then_some(false),
                     budget_mc: Some(*budget),
                     unit_price_mc: Some(*price),
                     concurrency: Some(*concurrency),
                     rate_per_min: Some(*rate),
+                    ..Permission::default()
                 };
                 permitted(permission, level)(1, &mut policy);
             }
@@ -198,18 +201,25 @@ proptest! {
         let mut peer = legiond::domain::peer::Peer::stranger(&crate::sim::policy::policy(0).me);
         peer.tier = Tier::Trusted;
         peer.lct = "lct:0#worker".into();
-        let set: Vec<_> = caps.iter().flatten().collect();
+        let mut set: Vec<_> = caps.iter().skip(1).flatten().collect();
+        if set.is_empty() {
+            set.extend(&caps[0]);
+        }
         let all = policy.permission(&peer, SKILL);
         prop_assert_eq!(all.budget_mc, set.iter().map(|c| c.0).min());
         prop_assert_eq!(all.concurrency, set.iter().map(|c| c.1).min());
         prop_assert_eq!(all.rate_per_min, set.iter().map(|c| c.2).min());
-        prop_assert_eq!(all.unit_price_mc, set.last().map(|c| c.3), "the most particular price");
-        prop_assert_eq!(all.deny, set.iter().any(|c| c.4 == 0));
-        // Another skill, role, peer or tier has nothing to do with it.
+        prop_assert_eq!(all.unit_price_mc, set.iter().map(|c| c.3).min());
+        let denied = caps.iter().flatten().any(|c| c.4 == 0);
+        prop_assert_eq!(all.admits(SKILL), !denied);
+        // Another skill, role, peer and tier have nothing to do with it; own nodes are not limited.
+        let own = legiond::domain::peer::Peer { tier: Tier::Own, ..peer.clone() };
+        prop_assert_eq!(policy.permission(&own, SKILL), Permission::default());
         peer.npub = "ff".repeat(32);
         peer.tier = Tier::Stranger;
         peer.lct = "lct:0#guest".into();
-        prop_assert_eq!(policy.permission(&peer, "other"), Permission::default());
+        let free = Permission { allow: Some(true), ..Permission::default() };
+        prop_assert_eq!(policy.permission(&peer, "other"), free);
     }
 }
 
@@ -219,7 +229,7 @@ fn each_level_narrows_what_may_be_asked() {
     for level in 0..4 {
         let with = |permission| Hall::with(2, permitted(permission, level));
         let mut hall = with(Permission {
-            deny: true,
+            allow: Some(false),
             ..Permission::default()
         });
         let (_, request) = hall.directed(8);
@@ -231,6 +241,13 @@ fn each_level_narrows_what_may_be_asked() {
         });
         let (_, request) = hall.directed(8);
         assert!(matches!(one(&hall.hand(0, 1, request)), Body::Accept(a) if a.total_mc == 24));
+
+        let mut hall = with(Permission {
+            max_price_mc: Some(7),
+            ..Permission::default()
+        });
+        let (_, request) = hall.directed(8);
+        assert_eq!(declined(&hall.hand(0, 1, request)).0, "price_limit");
 
         let second = [
             (
