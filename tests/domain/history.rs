@@ -210,26 +210,19 @@ fn a_requester_that_contradicts_itself_loses_its_credit() {
     );
 }
 
-/// An entry from the future is refused and does not move the clock; at the edge it is taken.
+/// An entry whose clock ran ahead is kept (the rumor around it was dated well), but moves ours by 15 minutes at most.
 #[test]
-fn a_clock_too_far_ahead_moves_nothing() {
+fn a_clock_too_far_ahead_moves_ours_no_further_than_allowed() {
     let mut hall = Hall::new(2);
     let (task, request) = hall.directed(8);
     let Body::Accept(accept) = one(&hall.hand(0, 1, request)) else {
         panic!("an acceptance")
     };
     let edge = (hall.now + FUTURE_MAX_MS) * 1024;
-    let mut ahead = accept.clone();
-    ahead.entry.hlc = edge + 1;
-    let before = (hall.snapshot(0), hall.job(0, &task).heads.clone());
+    let mut ahead = accept;
+    ahead.entry.hlc = edge * 2;
     let step = hall.hand(1, 0, Body::Accept(ahead));
-    assert_eq!(dropped(&step), ["entry_future"]);
-    assert_eq!(kept(&step), 0);
-    let after = (hall.snapshot(0), hall.job(0, &task).heads.clone());
-    assert!(after == before, "nothing has changed");
-    let mut just = accept;
-    just.entry.hlc = edge;
-    assert_eq!(dropped(&hall.hand(1, 0, Body::Accept(just))), [""; 0]);
+    assert_eq!((dropped(&step), kept(&step)), (vec![], 1));
     assert_eq!(hall.job(0, &task).heads.hlc, edge);
     // Our own next entry stays within what others accept.
     let step = hall.give(0, Input::Cancel { task: task.clone() });
