@@ -5,19 +5,27 @@
 //! parameters. Memory holds live jobs, live engagements, balances and peers; everything else is in the store, from where
 //! the node room prefetches what an input names (`recall`).
 
+mod accepting;
+mod answers;
 mod arbiter;
+mod asking;
 mod auction;
+mod bidding;
+mod claims;
 pub mod engagement;
-mod executor;
+mod flow;
 pub mod history;
 pub mod job;
+mod judging;
 pub mod ledger;
 mod mark;
+mod meeting;
 pub mod peer;
 pub mod policy;
-mod requester;
-mod settle;
+mod settling;
 pub mod step;
+mod waiting;
+mod working;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -26,20 +34,16 @@ use serde_json::Value;
 use engagement::{Engagement, Stage};
 use job::{Job, Phase};
 use ledger::{Ledger, Side, State as Money};
-use peer::{AdFacts, Peer, Tier};
+use peer::Peer;
 use policy::Policy;
 use step::{
-    Addressee, Chance, Change, Effect, EngagementKey, Incoming, Input, LaborNews, Ms, Npub,
-    Refused, Row, Send, Step, TaskId,
+    Chance, Effect, EngagementKey, Incoming, Input, LaborNews, Ms, Npub, Row, Step, TaskId,
 };
 
 pub use arbiter::{OwnerState, Pause};
+pub use asking::KEY_TTL_MS;
+pub use judging::sample_size;
 pub use mark::{Mark, Promise};
-pub use requester::{KEY_TTL_MS, sample_size};
-
-use crate::wire::entry::Entry;
-use crate::wire::market::Ad;
-use crate::wire::message::Body;
 
 /// Most bytes that an output with its unit results may take, so that a result fits into one envelope.
 pub const RESULT_BYTES_MAX: u64 = 20_000;
@@ -62,7 +66,7 @@ pub struct Node {
     peers: BTreeMap<Npub, Peer>,
     ledger: Ledger,
     owner: OwnerState,
-    marks: BTreeMap<String, Mark>,
+    marks: mark::Marks,
     keys: BTreeMap<String, (TaskId, String, Ms)>,
     inputs: BTreeMap<String, Value>,
     /// Inboxes are being read to their end: no timer is judged.
@@ -87,7 +91,7 @@ impl Node {
             peers: BTreeMap::new(),
             ledger: Ledger::default(),
             owner: OwnerState::default(),
-            marks: BTreeMap::new(),
+            marks: mark::Marks::default(),
             keys: BTreeMap::new(),
             inputs: BTreeMap::new(),
             draining: true,
@@ -141,9 +145,7 @@ impl Node {
                 let order = self.owner.order.max(owner.order);
                 self.owner = OwnerState { order, ..owner };
             }
-            Row::Mark(mark) => {
-                self.marks.entry(mark.owner.clone()).or_insert(mark);
-            }
+            Row::Mark(mark) => self.marks.recall(mark),
             Row::Key {
                 key,
                 task,
@@ -190,7 +192,7 @@ impl Node {
                 npub,
                 tier,
                 limit_mc,
-            } => self.on_trust(&npub, tier, limit_mc),
+            } => self.on_trust(now, &npub, tier, limit_mc),
             Input::Forget { npub } => self.on_forget(&npub),
             Input::Pause { mode, for_ms } => self.on_pause(now, mode, for_ms),
             Input::Resume => self.on_resume(),
@@ -201,7 +203,7 @@ impl Node {
                 task,
                 award_no,
                 findings,
-            } => self.on_checked(now, &task, award_no, findings),
+            } => self.on_checked(now, chance, &task, award_no, findings),
             Input::EvidenceChecked { key, holds } => self.on_evidence(now, &key, holds),
         }
         self.settle_down(now, chance);
@@ -259,7 +261,7 @@ impl Node {
         let jobs = self.jobs.values().map(|j| self.job_wake_ms(j));
         let work = self.work.values().map(|w| self.work_wake_ms(w));
         let pause = self.owner.paused.iter().filter_map(|p| p.until_ms);
-        let marks = self.marks.values().map(|m| m.expires_ms);
+        let marks = self.marks.next_expiry_ms();
         let wake = jobs
             .chain(work)
             .chain(pause)
@@ -309,7 +311,7 @@ impl Node {
         let checks: Vec<_> = self
             .jobs
             .values()
-            .filter(|j| j.phase == Phase::Checking)
+            .filter(|j| j.is_checking())
             .filter_map(|j| {
                 j.outcome.as_ref().map(|o| Effect::Check {
                     task: j.task.clone(),
@@ -349,8 +351,26 @@ impl Node {
                 award.lease_until_ms = award.lease_until_ms.max(now.saturating_add(ttl));
             }
         }
+        self.bound_waits(now);
         self.announce_all();
         self.out.effects.push(Effect::Readvertise);
+    }
+
+    /// After the clock was set back, no wait is longer than it would be if it began now.
+    fn bound_waits(&mut self, now: Ms) {
+        let (window, ttl) = (self.policy.bid_window_ms, self.policy.lease_ttl_ms);
+        for job in self.jobs.values_mut() {
+            job.window_ends_ms = job
+                .window_ends_ms
+                .map(|at| at.min(now.saturating_add(window)));
+            for award in &mut job.awards {
+                award.lease_until_ms = award.lease_until_ms.min(now.saturating_add(ttl));
+            }
+        }
+        for work in self.work.values_mut() {
+            let next = now.saturating_add(work.lease_ttl_ms / 3);
+            work.keepalive_at_ms = work.keepalive_at_ms.min(next);
+        }
     }
 
     fn announce_all(&mut self) {
@@ -376,342 +396,6 @@ impl Node {
         for key in running {
             self.stop_work(&key, engagement::StopWhy::Owner, false);
         }
-    }
-
-    fn on_trust(&mut self, npub: &str, tier: Tier, limit_mc: Option<u64>) {
-        self.edit_peer(npub, |peer| {
-            peer.tier = tier;
-            peer.limit_mc = limit_mc;
-            peer.disputed = false;
-        });
-        self.journal(
-            "trust",
-            None,
-            serde_json::json!({"npub": npub, "tier": tier, "limit_mc": limit_mc}),
-        );
-        self.out.effects.push(Effect::Done(Ok(())));
-    }
-
-    fn on_forget(&mut self, npub: &str) {
-        let awarded = self
-            .jobs
-            .values()
-            .any(|j| j.is_live() && j.awards.iter().any(|a| a.executor == npub));
-        let answer = if awarded
-            || self
-                .work
-                .values()
-                .any(|w| w.is_live() && w.requester == npub)
-        {
-            Err(Refused::new(
-                "peer_busy",
-                "work or money is open with this peer: try again when it is settled",
-            ))
-        } else if self.peers.remove(npub).is_some() {
-            self.dirty.peers.remove(npub);
-            self.out.changes.push(Change::DropPeer(npub.to_owned()));
-            Ok(())
-        } else {
-            Err(Refused::new("peer_unknown", "no such peer is known here"))
-        };
-        self.out.effects.push(Effect::Done(answer));
-    }
-
-    fn on_message(&mut self, now: Ms, chance: &mut Chance, incoming: Incoming) {
-        self.meet(now, &incoming);
-        let from = incoming.from.clone();
-        let outcome = match &incoming.body {
-            Body::Ad(ad) => self.on_ad(now, &incoming, ad),
-            Body::Offer(offer) if incoming.from != self.policy.me => {
-                self.on_offer(now, &incoming, offer)
-            }
-            Body::Offer(_) => Ok(()),
-            Body::Withdraw(withdraw) => {
-                self.supersede_work(now, &from, &withdraw.task, withdraw.below_award_no);
-                Ok(())
-            }
-            Body::Bid(bid) => self.on_bid(now, &incoming, bid),
-            Body::Decline(decline) => self.on_decline(now, &incoming, decline),
-            Body::Award(award) | Body::Request(award) => self.on_award(now, &incoming, award),
-            Body::Accept(accept) => self.on_accept(now, &from, accept),
-            Body::Update(update) => self.on_update(now, chance, &from, (**update).clone()),
-            Body::Cancel(cancel) => self.on_cancel_message(now, &from, &cancel.task, &cancel.entry),
-            Body::Receipt(receipt) => self.on_receipt(now, &from, receipt),
-            Body::Refusal(refusal) => self.on_refusal(now, &from, refusal),
-            Body::Ack(_) => Ok(()),
-        };
-        if let Err(refused) = outcome {
-            self.out.effects.push(Effect::Dropped {
-                code: refused.code,
-                from,
-            });
-        }
-    }
-
-    fn on_ad(&mut self, now: Ms, incoming: &Incoming, ad: &Ad) -> Result<(), Refused> {
-        let Some(pool) = incoming.pool.clone() else {
-            return Err(Refused::new("ad_direct", "an ad belongs into a pool"));
-        };
-        if incoming.from == self.policy.me || ad.expires_ms <= now {
-            return Ok(());
-        }
-        let horizon = now.saturating_add(24 * 3600 * 1000);
-        let facts = AdFacts {
-            skills: ad.skills.iter().take(64).cloned().collect(),
-            queue: ad.queue,
-            paused: ad.paused,
-            expires_ms: ad.expires_ms.min(horizon),
-            pool,
-        };
-        let news = self
-            .peers
-            .get(&incoming.from)
-            .is_none_or(|p| p.ad.as_ref().is_none_or(|old| old.expires_ms <= now));
-        self.edit_peer(&incoming.from, |peer| peer.ad = Some(facts));
-        if news {
-            self.journal(
-                "ad",
-                None,
-                serde_json::json!({"from": incoming.from, "lct": ad.lct}),
-            );
-        }
-        Ok(())
-    }
-
-    /// Remembers what a verified message shows of its author.
-    fn meet(&mut self, now: Ms, incoming: &Incoming) {
-        if incoming.from == self.policy.me {
-            return;
-        }
-        let (lct, relays) = match &incoming.body {
-            Body::Ad(ad) => (Some(&ad.lct), Some(&ad.relays)),
-            Body::Bid(bid) => (Some(&bid.lct), Some(&bid.relays)),
-            Body::Award(a) | Body::Request(a) => (Some(&a.lct), Some(&a.relays)),
-            Body::Accept(a) => (Some(&a.lct), Some(&a.relays)),
-            Body::Offer(o) => (None, Some(&o.relays)),
-            _ => (None, None),
-        };
-        let peer = self.peer(&incoming.from);
-        let mut met = peer.clone();
-        // Keys once bound change only by a rotation that the old key has signed; anything else stays unbound.
-        if let Some(keys) = incoming.keys.as_ref().filter(|_| met.key.is_none()) {
-            met.key = Some(hex::encode(keys.ed25519));
-            met.x25519 = Some(hex::encode(keys.x25519));
-            met.epoch = keys.epoch;
-        }
-        if let Some(lct) = lct.filter(|lct| lct.len() <= 256) {
-            met.lct.clone_from(lct);
-        }
-        if let Some(relays) = relays {
-            met.relays = relays
-                .iter()
-                .filter(|r| r.len() <= 256)
-                .take(8)
-                .cloned()
-                .collect();
-        }
-        let stale = now.saturating_sub(met.last_seen_ms) > 60_000;
-        if met != peer || stale {
-            met.last_seen_ms = now;
-            self.make_room(&incoming.from);
-            self.dirty.peers.insert(incoming.from.clone());
-        }
-        self.peers.insert(incoming.from.clone(), met);
-    }
-
-    /// Forgets the stranger unseen for longest when too many are known.
-    fn make_room(&mut self, newcomer: &str) {
-        if self.peers.len() < self.policy.peers_max as usize || self.peers.contains_key(newcomer) {
-            return;
-        }
-        let busy: BTreeSet<&str> = self.ledger.locks().map(|(key, _)| key.1.as_str()).collect();
-        let idle = |p: &&Peer| {
-            p.tier == Tier::Stranger
-                && !p.disputed
-                && self.ledger.account(&p.npub).posted_mc == 0
-                && !busy.contains(p.npub.as_str())
-        };
-        let oldest = self
-            .peers
-            .values()
-            .filter(idle)
-            .min_by_key(|p| p.last_seen_ms)
-            .map(|p| p.npub.clone());
-        if let Some(npub) = oldest {
-            self.peers.remove(&npub);
-            self.out.changes.push(Change::DropPeer(npub));
-        }
-    }
-
-    /// The entry is about this task, by its sender, under the sender's bound key.
-    fn entry_belongs(
-        &self,
-        task: &str,
-        requester: &str,
-        from: &str,
-        entry: &Entry,
-    ) -> Result<(), Refused> {
-        if entry.task != task || entry.requester != requester || entry.author != from {
-            return Err(Refused::new(
-                "entry_mismatch",
-                "the signed entry is about another task or by another author",
-            ));
-        }
-        let bound = if from == self.policy.me {
-            Some(&self.policy.key)
-        } else {
-            self.peers.get(from).and_then(|p| p.key.as_ref())
-        };
-        if bound != Some(&entry.key) {
-            return Err(Refused::new(
-                "key_unbound",
-                "the entry's key is not bound to its author",
-            ));
-        }
-        Ok(())
-    }
-
-    // ---- what the rest of the room writes with -------------------------------------------------------------------
-
-    fn peer(&self, npub: &str) -> Peer {
-        self.peers
-            .get(npub)
-            .cloned()
-            .unwrap_or_else(|| Peer::stranger(npub))
-    }
-
-    fn edit_peer(&mut self, npub: &str, edit: impl FnOnce(&mut Peer)) {
-        let peer = self
-            .peers
-            .entry(npub.to_owned())
-            .or_insert_with(|| Peer::stranger(npub));
-        edit(peer);
-        self.dirty.peers.insert(npub.to_owned());
-    }
-
-    fn put(&mut self, row: Row) {
-        self.out.changes.push(Change::Put(row));
-    }
-
-    fn payload(&mut self, owner: &str, name: &str, bytes: Vec<u8>) {
-        self.put(Row::Payload {
-            owner: owner.to_owned(),
-            name: name.to_owned(),
-            bytes,
-        });
-    }
-
-    fn journal(&mut self, kind: &str, task: Option<&str>, body: Value) {
-        self.out.changes.push(Change::Journal {
-            kind: kind.to_owned(),
-            task: task.map(str::to_owned),
-            body,
-        });
-    }
-
-    fn changed(&mut self, task: &str) {
-        self.out.effects.push(Effect::Changed(task.to_owned()));
-    }
-
-    fn send_peer(&mut self, npub: &str, body: Body, expires_ms: Ms) {
-        let relays = self
-            .peers
-            .get(npub)
-            .map(|p| p.relays.clone())
-            .unwrap_or_default();
-        self.send_peer_at(npub, &relays, body, expires_ms);
-    }
-
-    fn send_peer_at(&mut self, npub: &str, relays: &[String], body: Body, expires_ms: Ms) {
-        if npub == self.policy.me {
-            let plan = match &body {
-                Body::Award(a) | Body::Request(a) => Some(Ok(self.jobs.get(&a.task).map_or(
-                    step::PlanFacts {
-                        units: a.units,
-                        output_bytes_max: 0,
-                    },
-                    |j| step::PlanFacts {
-                        units: j.units,
-                        output_bytes_max: j.output_bytes_max,
-                    },
-                ))),
-                _ => None,
-            };
-            self.loopback.push_back(Incoming {
-                from: npub.to_owned(),
-                body,
-                pool: None,
-                plan,
-                keys: None,
-            });
-            return;
-        }
-        self.send(
-            Addressee::Peer(npub.to_owned()),
-            body,
-            false,
-            relays.to_vec(),
-            expires_ms,
-        );
-    }
-
-    fn send(
-        &mut self,
-        to: Addressee,
-        body: Body,
-        ephemeral: bool,
-        relays: Vec<String>,
-        expires_ms: Ms,
-    ) {
-        self.out.effects.push(Effect::Send(Box::new(Send {
-            to,
-            body,
-            ephemeral,
-            relays,
-            expires_ms,
-        })));
-    }
-
-    /// Turns everything touched into rows. What has ended stays in memory until [`Node::shed`]: the store does not know it yet.
-    fn flush(&mut self) -> Step {
-        let dirty = std::mem::take(&mut self.dirty);
-        for task in dirty.jobs {
-            if let Some(job) = self.jobs.get(&task) {
-                self.out
-                    .changes
-                    .push(Change::Put(Row::Job(Box::new(job.clone()))));
-            }
-        }
-        for key in dirty.work {
-            if let Some(work) = self.work.get(&key) {
-                self.out
-                    .changes
-                    .push(Change::Put(Row::Engagement(Box::new(work.clone()))));
-            }
-        }
-        for npub in dirty.peers {
-            if let Some(peer) = self.peers.get(&npub) {
-                self.out
-                    .changes
-                    .push(Change::Put(Row::Peer(Box::new(peer.clone()))));
-            }
-        }
-        for owner in dirty.marks {
-            if let Some(mark) = self.marks.get(&owner) {
-                self.out.changes.push(Change::Put(Row::Mark(mark.clone())));
-            }
-        }
-        if !dirty.accounts.is_empty() {
-            self.out
-                .changes
-                .push(Change::Put(Row::Account(self.ledger.account(ledger::SELF))));
-        }
-        for npub in dirty.accounts {
-            self.out
-                .changes
-                .push(Change::Put(Row::Account(self.ledger.account(&npub))));
-        }
-        std::mem::take(&mut self.out)
     }
 
     // ---- what others may look at ---------------------------------------------------------------------------------

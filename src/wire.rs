@@ -4,6 +4,7 @@
 //! rumor's content becomes typed [`message::Message`]s, and it knows nothing of sockets, stores or clocks.
 
 pub mod binding;
+pub mod bounds;
 pub mod canonical;
 pub mod entry;
 pub mod envelope;

@@ -1,7 +1,10 @@
 //! Nodes in a world of bad weather: whatever happens, one result is settled, and the books agree.
 
-mod policy;
-mod world;
+mod disk;
+mod judge;
+pub(crate) mod policy;
+mod toil;
+pub(crate) mod world;
 
 use legiond::domain::job::{Phase, Route, TaskState};
 use legiond::domain::step::Input;
@@ -80,7 +83,11 @@ fn random_interleavings_end_the_same() {
 }
 
 fn stormy(seed: u64) {
-    let mut world = World::friends(seed, 3);
+    storm(&mut World::friends(seed, 3));
+}
+
+/// Bad weather over three jobs of three friends, to the end.
+pub(crate) fn storm(world: &mut World) {
     world.weather = Weather {
         copies: 3,
         delay_ms: 400,

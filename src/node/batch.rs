@@ -27,6 +27,8 @@ pub(super) struct Batch {
     pub(super) delivered: Vec<u64>,
     pub(super) answers: Vec<(oneshot::Sender<Said>, Said)>,
     pub(super) again: Vec<Mail>,
+    /// Journal kinds, for crash points.
+    pub(super) kinds: Vec<String>,
 }
 
 impl Batch {

@@ -28,7 +28,7 @@ fn offset_ms() -> i64 {
     0
 }
 
-/// Compares wall and monotonic time, to notice sleep and clock changes.
+/// Compares wall and monotonic time, to notice sleep, suspension and clock changes.
 #[derive(Debug)]
 pub struct JumpWatch {
     wall_ms: u64,
@@ -36,8 +36,17 @@ pub struct JumpWatch {
     tolerance: Duration,
 }
 
+/// A stretch of time in which the node could not see what went on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// How far wall time ran ahead of the monotonic clock (or fell behind), milliseconds.
+    pub ahead_ms: i64,
+    /// How long nobody looked, milliseconds.
+    pub away_ms: u64,
+}
+
 impl JumpWatch {
-    /// A difference above `tolerance` since the last look is a jump.
+    /// A difference above `tolerance` since the last look is a gap.
     pub fn new(tolerance: Duration) -> Self {
         Self {
             wall_ms: now_ms(),
@@ -46,14 +55,15 @@ impl JumpWatch {
         }
     }
 
-    /// How far wall time ran ahead (or fell behind) since the last look, if that is a jump. Milliseconds.
-    pub fn jumped_ms(&mut self) -> Option<i64> {
+    /// To be called at least every `expected`. A gap is a clock that moved, or a look that comes late (SIGSTOP, a suspended
+    /// machine), by more than the tolerance.
+    pub fn look(&mut self, expected: Duration) -> Option<Gap> {
         let (wall_ms, steady) = (now_ms(), Instant::now());
-        let expected =
-            u64::try_from(steady.duration_since(self.steady).as_millis()).unwrap_or(u64::MAX);
-        let moved = wall_ms as i64 - self.wall_ms as i64;
+        let away = steady.duration_since(self.steady);
+        let away_ms = u64::try_from(away.as_millis()).unwrap_or(u64::MAX);
+        let ahead_ms = wall_ms as i64 - self.wall_ms as i64 - away_ms as i64;
         (self.wall_ms, self.steady) = (wall_ms, steady);
-        let ahead = moved - expected as i64;
-        (ahead.unsigned_abs() > self.tolerance.as_millis() as u64).then_some(ahead)
+        let moved = ahead_ms.unsigned_abs() > self.tolerance.as_millis() as u64;
+        (moved || away > expected + self.tolerance).then_some(Gap { ahead_ms, away_ms })
     }
 }

@@ -19,6 +19,8 @@ use crate::domain::step::{Addressee, Chance, Change, Effect, Input, Refused, Sen
 use crate::store::{Limits, Store, StoreError};
 use crate::wire::message::{Ack, Body};
 
+/// The loop looks up at least this often.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Most mails in one commit.
 const BATCH_MAX: usize = 256;
 /// Acknowledgements wait this long for a message to travel with.
@@ -45,15 +47,18 @@ pub struct Core {
     pub(super) announced: BTreeMap<(String, u32), u64>,
     pub(super) prune_at: Instant,
     pub(super) limits: Limits,
+    pub(super) watch: clock::JumpWatch,
 }
 
 impl Core {
-    /// Loads the live rows of the store. The first input is [`Input::Started`].
+    /// Loads the live rows of the store. The first input is [`Input::Started`]. `clock_jump` is the difference between
+    /// wall and monotonic time that counts as a jump.
     pub fn load(
         policy: Policy,
         store: Arc<Store>,
         outlets: Outlets,
         limits: Limits,
+        clock_jump: Duration,
     ) -> Result<Self, StoreError> {
         let node = load_node(&policy, &store)?;
         Ok(Self {
@@ -69,6 +74,7 @@ impl Core {
             announced: BTreeMap::new(),
             prune_at: Instant::now() + Duration::from_secs(60),
             limits,
+            watch: clock::JumpWatch::new(clock_jump),
         })
     }
 
@@ -106,20 +112,40 @@ impl Core {
 
     fn patience(&self) -> Duration {
         let now = clock::now_ms();
-        let wake = self.node.wake_ms().map_or(Duration::from_secs(1), |at| {
-            Duration::from_millis(at.saturating_sub(now))
-        });
-        let acks = self.acks_due.map_or(Duration::from_secs(1), |at| {
-            at.saturating_duration_since(Instant::now())
-        });
-        wake.min(acks).min(Duration::from_secs(1))
+        let wake = self
+            .node
+            .wake_ms()
+            .map_or(PATIENCE, |at| Duration::from_millis(at.saturating_sub(now)));
+        let acks = self
+            .acks_due
+            .map_or(PATIENCE, |at| at.saturating_duration_since(Instant::now()));
+        wake.min(acks).min(PATIENCE)
     }
 
     fn batch(&mut self, mails: Vec<Mail>, again: &Mailbox) -> Result<(), StoreError> {
         let mut batch = Batch::default();
         let now = clock::now_ms();
-        crash::point("received", &[]);
+        if crash::ACTIVE {
+            let names: Vec<String> = mails
+                .iter()
+                .flat_map(Mail::names)
+                .map(str::to_owned)
+                .collect();
+            crash::point("received", &names);
+        }
         let count = mails.len() as u64;
+        let mut mails = mails;
+        if let Some(gap) = self.watch.look(PATIENCE) {
+            tracing::warn!(
+                ahead_ms = gap.ahead_ms,
+                away_ms = gap.away_ms,
+                "the clock jumped, or this process slept: every inbox is read to its end before any timer is judged"
+            );
+            // An end of the inboxes that was reached before the gap says nothing any more.
+            mails.retain(|m| !matches!(m, Mail::Fact(Input::CaughtUp { online: true })));
+            batch.gather(self.step(now, Input::Draining));
+            let _ = self.outlets.presence.send(Order::Drain);
+        }
         again.handled(
             mails
                 .iter()
@@ -298,6 +324,7 @@ impl Core {
             self.read_until_s = read_until_s;
         }
         crash::point("committed", &kinds);
+        batch.kinds = kinds;
         Ok(numbered)
     }
 
@@ -379,7 +406,7 @@ impl Core {
         for effect in batch.effects {
             self.perform(effect);
         }
-        crash::point("dispatched", &[]);
+        crash::point("dispatched", &batch.kinds);
         for (answer, said) in batch.answers {
             let _ = answer.send(said);
         }

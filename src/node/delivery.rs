@@ -29,6 +29,8 @@ const REWRAP_FIRST: Duration = Duration::from_secs(600);
 const REWRAP_CAP: Duration = Duration::from_secs(24 * 3600);
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_CAP: Duration = Duration::from_secs(60);
+/// A message dated further ahead than this was dated by a clock that has been set back: no peer would take it.
+const AHEAD_S: u64 = 300;
 /// Rows sealed in one go on a blocking thread.
 const SEAL_BATCH: usize = 16;
 
@@ -183,7 +185,8 @@ impl Deliverer {
         let mut jobs = Vec::new();
         for order in orders {
             match order {
-                Order::Deliver(seq, parcel) => {
+                Order::Deliver(seq, mut parcel) => {
+                    redate(&mut parcel);
                     let expires_ms = parcel.sends.iter().map(|s| s.expires_ms).max().unwrap_or(0);
                     jobs.push((Some(seq), parcel.clone()));
                     let row = Row {
@@ -237,6 +240,13 @@ impl Deliverer {
                 let Some(row) = self.rows.get_mut(&seq) else {
                     continue;
                 };
+                // An older wrap of the row answers for nothing any more.
+                if let Some(old) = row.event.take() {
+                    self.by_wrap.remove(&old.event_id());
+                }
+                if let Some(old) = row.rumor.take() {
+                    self.by_rumor.remove(&old);
+                }
                 self.by_wrap.insert(sealed.event.event_id(), seq);
                 self.by_rumor.insert(sealed.rumor, seq);
                 (row.rumor, row.recipient) = (Some(sealed.rumor), Some(sealed.recipient));
@@ -335,12 +345,23 @@ impl Deliverer {
         }
     }
 
-    /// A relay that comes back may have lost what it had: everything unacknowledged is offered to it again.
+    /// A relay that comes back may have lost what it had, or the acknowledgement for it was lost meanwhile: everything
+    /// unacknowledged is offered again, in a new wrap where some relay had taken the old one, since a relay shows its
+    /// readers no duplicate.
     async fn reconnected(&mut self, relay: &Arc<str>) {
-        let events: Vec<_> = self.rows.values().filter_map(|r| r.event.clone()).collect();
-        for event in events {
+        let mut anew = Vec::new();
+        let mut again = Vec::new();
+        for (seq, row) in &self.rows {
+            match &row.event {
+                Some(_) if !row.taken.is_empty() => anew.push((Some(*seq), row.parcel.clone())),
+                Some(event) => again.push(event.clone()),
+                None => {}
+            }
+        }
+        for event in again {
             self.send(&event, &[relay.to_string()]).await;
         }
+        self.seal(anew);
     }
 
     async fn look_after(&mut self) {
@@ -360,8 +381,14 @@ impl Deliverer {
         }
         let mut again = Vec::new();
         let mut anew = Vec::new();
-        for (seq, row) in self.rows.iter_mut().filter(|(_, r)| r.due <= now) {
-            if row.taken.is_empty() {
+        for (seq, row) in &mut self.rows {
+            if redate(&mut row.parcel) {
+                row.taken.clear();
+                row.due = now + row.retry;
+                anew.push((Some(*seq), row.parcel.clone()));
+            } else if row.due > now {
+                continue;
+            } else if row.taken.is_empty() {
                 row.due = now + row.retry;
                 row.retry = (row.retry * 2).min(RETRY_CAP);
                 again.extend(row.event.clone());
@@ -376,6 +403,17 @@ impl Deliverer {
         }
         self.seal(anew);
     }
+}
+
+/// Gives a message that is dated ahead of this clock today's date, and with it another id. What it says stays the same, and
+/// a peer that has taken it under its old id does nothing the second time.
+fn redate(parcel: &mut Parcel) -> bool {
+    let now_s = clock::now_ms() / 1000;
+    let ahead = parcel.created_s > now_s + AHEAD_S;
+    if ahead {
+        parcel.created_s = now_s;
+    }
+    ahead
 }
 
 impl Sealer {

@@ -439,7 +439,7 @@ impl Handlers {
     }
 }
 
-fn is_connected(state: &crate::carrier::RelayState) -> bool {
+pub(super) fn is_connected(state: &crate::carrier::RelayState) -> bool {
     use crate::carrier::RelayState::{CaughtUp, Connected, HistoryGap, SubscriptionRefused};
     matches!(
         state,

@@ -2,12 +2,16 @@
 //!
 //! Order is kept: a marker that all inboxes were read to their end reaches the loop only after everything read before it.
 
+mod reach;
+
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nostr::{Event, EventId, PublicKey};
+use reach::Reach;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::delivery::Tell;
 use super::order::{Arrival, Mail};
@@ -16,8 +20,9 @@ use crate::carrier::{CarrierEvent, RelayState};
 use crate::domain::step::{Incoming, Input, PlanFacts, Refused};
 use crate::labor;
 use crate::wire::binding::{Binding, BoundKeys};
+use crate::wire::bounds;
 use crate::wire::message::{Body, Message, News};
-use crate::wire::verify::{Inbox, Keyring, Verified, verify};
+use crate::wire::verify::{Inbox, Keyring, Verified, verify_within};
 
 /// Events verified in one go.
 const CHUNK: usize = 64;
@@ -25,6 +30,8 @@ const CHUNK: usize = 64;
 const RECENT_WRAPS: usize = 65_536;
 /// Verified bindings remembered.
 const BINDINGS_MAX: usize = 4_096;
+/// Wraps opened per second and pool (`limits.pool_decrypts_per_s`); what is beyond is announced again by its author.
+const POOL_DECRYPTS_PER_S: u32 = 500;
 /// Without any relay after this long the node goes on by itself.
 const ALONE_AFTER: Duration = Duration::from_secs(5);
 
@@ -36,6 +43,8 @@ pub struct Opener {
     /// Our inbox keys.
     pub keyring: Arc<Keyring>,
     bindings: Mutex<BTreeMap<(String, String), BoundKeys>>,
+    /// Per pool: the second, and how many wraps were opened in it.
+    opened: Mutex<BTreeMap<String, (u64, u32)>>,
     me: String,
 }
 
@@ -45,6 +54,7 @@ impl Opener {
         Self {
             keyring,
             bindings: Mutex::default(),
+            opened: Mutex::default(),
             me,
         }
     }
@@ -54,7 +64,9 @@ impl Opener {
     /// # Errors
     /// The stable code of the refusal.
     pub fn open(&self, event: &Event, now_s: u64) -> Result<Opened, Code> {
-        let verified = verify(event, &self.keyring, now_s).map_err(|refusal| refusal.code())?;
+        let budget = |inbox: &Inbox| self.within_budget(inbox, now_s);
+        let verified =
+            verify_within(event, &self.keyring, now_s, budget).map_err(|refusal| refusal.code())?;
         let pool = match &verified.inbox {
             Inbox::Pool { name, .. } => Some(name.clone()),
             Inbox::Own | Inbox::Task(_) => None,
@@ -86,7 +98,7 @@ impl Opener {
                 Ok(Message {
                     body: Body::Ack(ack),
                     ..
-                }) => acked.extend(ack.rumors),
+                }) if pool.is_none() => acked.extend(ack.rumors),
                 Ok(message) => match self.admit(&verified, message.body, pool.clone(), now_s) {
                     Ok(incoming) => arrival.messages.push(incoming),
                     Err(code) => arrival.refused.push(code),
@@ -112,14 +124,13 @@ impl Opener {
     fn admit(
         &self,
         verified: &Verified,
-        body: Body,
+        mut body: Body,
         pool: Option<String>,
         now_s: u64,
     ) -> Result<Incoming, Code> {
-        let public = matches!(body, Body::Ad(_) | Body::Offer(_) | Body::Withdraw(_));
-        if pool.is_some() && !public {
-            return Err("pool_private");
-        }
+        belongs(verified, &body)?;
+        bounds::check(&body, now_s.saturating_mul(1000)).map_err(|e| e.code())?;
+        bounds::keep_public_relays(&mut body);
         if body.entry().is_some_and(|entry| !entry.is_signed()) {
             return Err("entry_signature");
         }
@@ -146,6 +157,22 @@ impl Opener {
         })
     }
 
+    /// A pool's members share one budget of decryptions; our own inboxes have none.
+    fn within_budget(&self, inbox: &Inbox, now_s: u64) -> bool {
+        let Inbox::Pool { name, .. } = inbox else {
+            return true;
+        };
+        let Ok(mut opened) = self.opened.lock() else {
+            return true;
+        };
+        let (second, count) = opened.entry(name.clone()).or_default();
+        if *second != now_s {
+            (*second, *count) = (now_s, 0);
+        }
+        *count = count.saturating_add(1);
+        *count <= POOL_DECRYPTS_PER_S
+    }
+
     fn bound(&self, author: PublicKey, binding: &Binding, now_s: u64) -> Result<BoundKeys, Code> {
         let name = (author.to_hex(), binding.sig_ed25519.clone());
         if let Ok(known) = self.bindings.lock()
@@ -164,6 +191,30 @@ impl Opener {
         }
         Ok(keys)
     }
+}
+
+/// Whether a message may come this way at all.
+fn belongs(verified: &Verified, body: &Body) -> Result<(), Code> {
+    let notice = matches!(body, Body::Ad(_) | Body::Offer(_) | Body::Withdraw(_));
+    match &verified.inbox {
+        Inbox::Pool { .. } if !notice => return Err("pool_private"),
+        // An offer past the pool would come without the work that a pool asks for.
+        Inbox::Own if matches!(body, Body::Offer(_)) => return Err("offer_direct"),
+        // A one-time key hears answers to its own offer; what else came to it would tie it to this node.
+        Inbox::Task(task) => match body {
+            Body::Bid(bid) if bid.task == *task => {}
+            Body::Decline(decline) if decline.task == *task && decline.award_no == 0 => {}
+            _ => return Err("reply_key_misused"),
+        },
+        Inbox::Pool { .. } | Inbox::Own => {}
+    }
+    // Ephemeral rumors are not remembered, so only what may be heard twice may come in one: whoever reads a message could
+    // otherwise wrap its seal again and again, each time with effect.
+    let news = matches!(body, Body::Update(u) if matches!(u.news, News::Working { .. }));
+    if verified.ephemeral && !news && !matches!(body, Body::Withdraw(_)) {
+        return Err("ephemeral_refused");
+    }
+    Ok(())
 }
 
 /// What one event brought.
@@ -216,23 +267,10 @@ impl Recent {
         }
         true
     }
-}
 
-/// What the carrier's events say of the relays.
-#[derive(Debug, Default)]
-struct Reach {
-    connected: BTreeMap<Arc<str>, Option<u64>>,
-    told: bool,
-}
-
-impl Reach {
-    /// Whether every connected relay has been read to its end since `generation`.
-    fn caught_up(&self, generation: u64) -> bool {
-        !self.connected.is_empty()
-            && self
-                .connected
-                .values()
-                .all(|at| at.is_some_and(|at| at >= generation))
+    /// Its place in the order stays: at worst an id that comes again is forgotten early.
+    fn remove(&mut self, id: &EventId) {
+        self.ids.remove(id);
     }
 }
 
@@ -246,21 +284,34 @@ pub async fn run(
     counters: Arc<Mutex<super::order::Counters>>,
 ) {
     let mut recent = Recent::default();
+    let mut drained = 0;
     let mut reach = Reach::default();
     let alone = tokio::time::sleep(ALONE_AFTER);
     tokio::pin!(alone);
     let mut waiting_alone = true;
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let first = tokio::select! {
             event = events.recv() => match event { Some(event) => event, None => return },
+            _ = tick.tick() => {
+                let newest = generation.load(std::sync::atomic::Ordering::SeqCst);
+                post(&mailbox, reach.judge(newest, Instant::now()));
+                continue;
+            }
             () = &mut alone, if waiting_alone => {
                 waiting_alone = false;
-                if reach.connected.is_empty() && !reach.told {
+                if reach.is_empty() {
                     mailbox.post(Mail::Fact(Input::CaughtUp { online: false }));
                 }
                 continue;
             }
         };
+        // A drain looks at everything anew: what was taken before is acknowledged once more, should that have been lost.
+        let newest = generation.load(std::sync::atomic::Ordering::SeqCst);
+        if std::mem::replace(&mut drained, newest) != newest {
+            recent = Recent::default();
+        }
         let mut chunk = Vec::new();
         let mut rest = vec![first];
         while chunk.len() + rest.len() < CHUNK {
@@ -271,8 +322,11 @@ pub async fn run(
         }
         for event in rest {
             match event {
-                CarrierEvent::Arrived { event, .. } => {
-                    if recent.insert(event.id) {
+                CarrierEvent::Arrived { relay, event } => {
+                    reach.heard(&relay, Instant::now());
+                    // Until it is judged, another body under the same id may be the true one.
+                    let rival = |other: &Event| other.id == event.id && *other != *event;
+                    if recent.insert(event.id) || chunk.iter().any(rival) {
                         chunk.push(*event);
                     }
                 }
@@ -325,7 +379,13 @@ async fn forward(
         left.await.unwrap_or_default(),
         right.await.unwrap_or_default(),
     );
-    for (id, outcome) in left.into_iter().chain(right) {
+    let mut judged: Vec<_> = left.into_iter().chain(right).collect();
+    let good: HashSet<EventId> = judged
+        .iter()
+        .filter(|(_, outcome)| outcome.is_ok())
+        .map(|(id, _)| *id)
+        .collect();
+    for (id, outcome) in judged.drain(..) {
         match outcome {
             Ok(opened) => {
                 if !opened.acked.is_empty() {
@@ -340,7 +400,9 @@ async fn forward(
             }
             Err(code) => {
                 // A tampered copy must not shadow the real event of the same id.
-                recent.ids.remove(&id);
+                if !good.contains(&id) {
+                    recent.remove(&id);
+                }
                 tracing::debug!(code, "event refused");
                 if let Ok(mut counters) = counters.lock() {
                     *counters.dropped.entry(code.to_owned()).or_default() += 1;
@@ -371,6 +433,7 @@ fn tell(
     delivery: &mpsc::UnboundedSender<Tell>,
     generation: u64,
 ) {
+    let now = Instant::now();
     match event {
         CarrierEvent::Published {
             event_id,
@@ -386,28 +449,20 @@ fn tell(
         CarrierEvent::Relay { url, state } => match state {
             RelayState::Connected => {
                 tracing::info!(relay = &*url, "connected");
-                if reach.connected.is_empty() {
-                    mailbox.post(Mail::Fact(Input::Draining));
-                }
-                reach.connected.insert(url.clone(), None);
+                post(mailbox, reach.connected(url.clone(), now));
                 let _ = delivery.send(Tell::Connected(url));
             }
             RelayState::CaughtUp { generation: at } => {
-                reach.connected.insert(url, Some(at));
-                if reach.caught_up(generation) {
-                    reach.told = true;
-                    mailbox.post(Mail::Fact(Input::CaughtUp { online: true }));
-                }
+                reach.caught_up(url, at, now);
+                post(mailbox, reach.judge(generation, now));
             }
             RelayState::Disconnected {
                 reason,
                 retry_in_ms,
             } => {
                 tracing::warn!(relay = &*url, reason, retry_in_ms, "disconnected");
-                let was = reach.connected.remove(&url).is_some();
-                if was && reach.connected.is_empty() {
-                    mailbox.post(Mail::Fact(Input::CaughtUp { online: false }));
-                }
+                post(mailbox, reach.disconnected(&url));
+                post(mailbox, reach.judge(generation, now));
             }
             RelayState::SubscriptionRefused { message, .. } => {
                 tracing::warn!(relay = &*url, message, "subscription refused")
@@ -418,5 +473,11 @@ fn tell(
             RelayState::Connecting => {}
         },
         CarrierEvent::Arrived { .. } => {}
+    }
+}
+
+fn post(mailbox: &Mailbox, news: Option<Input>) {
+    if let Some(input) = news {
+        mailbox.post(Mail::Fact(input));
     }
 }

@@ -8,8 +8,9 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::rows::Parcel;
 use crate::domain::Node;
-use crate::domain::step::{Incoming, Input, Refused};
+use crate::domain::step::{Incoming, Input, LaborNews, Refused};
 use crate::store::Store;
+use crate::wire::message::Body;
 use crate::wire::proof::Evidence;
 
 /// What a verified rumor brought.
@@ -61,6 +62,44 @@ pub enum Mail {
     Query(Look),
     /// End the loop; what waits before it is handled.
     Stop,
+}
+
+impl Mail {
+    /// What it brings, for crash points: message types, labor news, commands.
+    pub fn names(&self) -> Vec<&'static str> {
+        match self {
+            Self::Arrival(arrival) => arrival
+                .messages
+                .iter()
+                .map(|m| message_name(&m.body))
+                .collect(),
+            Self::Command(Input::Ask(_), _) => vec!["ask"],
+            Self::Fact(Input::Labor { news, .. }) => vec![match news {
+                LaborNews::Checkpoint { .. } => "labor_checkpoint",
+                LaborNews::Done { .. } => "labor_done",
+                _ => "labor",
+            }],
+            Self::Fact(Input::Checked { .. }) => vec!["checked"],
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn message_name(body: &Body) -> &'static str {
+    match body {
+        Body::Ad(_) => "ad",
+        Body::Offer(_) => "offer",
+        Body::Withdraw(_) => "withdraw",
+        Body::Bid(_) => "bid",
+        Body::Decline(_) => "decline",
+        Body::Award(_) | Body::Request(_) => "award",
+        Body::Accept(_) => "accept",
+        Body::Update(_) => "update",
+        Body::Cancel(_) => "cancel",
+        Body::Receipt(_) => "receipt",
+        Body::Refusal(_) => "refusal",
+        Body::Ack(_) => "ack",
+    }
 }
 
 /// Work for the room's other tasks, sent after the commit.

@@ -9,6 +9,7 @@ use nostr::PublicKey;
 use tokio::sync::mpsc;
 
 use super::delivery::Tell;
+use super::handlers::is_connected;
 use super::order::{Mail, Order};
 use super::rows::Parcel;
 use super::{Mailbox, clock};
@@ -43,8 +44,6 @@ pub struct Presence {
     pub policy: Policy,
     /// Ads are repeated this often.
     pub ad_every: Duration,
-    /// Clock differences that count as a jump.
-    pub clock_jump: Duration,
     /// To the loop.
     pub mailbox: Mailbox,
     /// To delivery.
@@ -60,7 +59,6 @@ impl Presence {
     pub async fn run(self, mut orders: mpsc::UnboundedReceiver<Order>) {
         let mut tasks: BTreeMap<String, u64> = BTreeMap::new();
         let mut day = 0;
-        let mut jump = clock::JumpWatch::new(self.clock_jump);
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut ad_at = tokio::time::Instant::now() + AD_PAUSE;
@@ -78,11 +76,6 @@ impl Presence {
                     Some(_) => {}
                 },
                 _ = tick.tick() => {
-                    if let Some(ahead_ms) = jump.jumped_ms() {
-                        tracing::warn!(ahead_ms, "the clock jumped, or the machine slept: reading every inbox to its end before judging any timer");
-                        self.mailbox.post(Mail::Fact(Input::Draining));
-                        self.drain();
-                    }
                     let today = utc_day(clock::now_ms() / 1000);
                     if today != day {
                         day = today;
@@ -101,9 +94,16 @@ impl Presence {
         }
     }
 
+    /// Reads every inbox again from the relays, known events too: after a gap some of them were refused for their dates, or
+    /// their acknowledgements were. With no relay there is nothing to wait for.
     fn drain(&self) {
+        let connected = self.carrier.status().iter().any(|r| is_connected(&r.state));
         self.generation
-            .store(self.carrier.drain(), Ordering::SeqCst);
+            .store(self.carrier.redeliver(), Ordering::SeqCst);
+        if !connected {
+            self.mailbox
+                .post(Mail::Fact(Input::CaughtUp { online: false }));
+        }
     }
 
     /// Own inbox, the one-time key of every open auction, and each pool's key of yesterday, today and tomorrow.

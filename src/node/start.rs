@@ -168,7 +168,8 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         journal_entries_max: config.store.max_journal_entries,
         ..Limits::default()
     };
-    let core = Core::load(policy.clone(), store.clone(), outlets, limits)?;
+    let clock_jump = Duration::from_millis(config.limits.clock_jump_ms);
+    let core = Core::load(policy.clone(), store.clone(), outlets, limits, clock_jump)?;
     let (core_ended, core_end) = oneshot::channel();
     let again = mailbox.clone();
     std::thread::Builder::new()
@@ -236,7 +237,6 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         pool_pow_bits: pow,
         policy: policy.clone(),
         ad_every: Duration::from_secs(config.market.ad_every_s),
-        clock_jump: Duration::from_millis(config.limits.clock_jump_ms),
         mailbox: mailbox.clone(),
         delivery: deliver,
         generation,

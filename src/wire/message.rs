@@ -44,6 +44,9 @@ pub enum MessageError {
     /// A batch of more than [`MAX_BATCH`] messages, or an empty one.
     #[error("a batch holds 1 to {MAX_BATCH} messages")]
     Batch,
+    /// A field is larger, longer or further away than any honest one ([`super::bounds`]).
+    #[error("the field `{0}` is out of bounds")]
+    Bounds(&'static str),
 }
 
 impl MessageError {
@@ -57,13 +60,15 @@ impl MessageError {
             Self::Version(_) => "version_unsupported",
             Self::Params(_) => "params_invalid",
             Self::Batch => "batch_size",
+            Self::Bounds(_) => "bounds_exceeded",
         }
     }
 }
 
-/// What one message says. The JSON-RPC method names are those of the protocol's section 1.
+/// What one message says. The JSON-RPC method names are those of the protocol's section 1. Its own serde form names the
+/// variant (several hold the same fields) and is for the store; on the wire stands [`Message::to_value`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(rename_all = "snake_case")]
 pub enum Body {
     /// `pool/ad`: what a node offers, at which price, until when.
     Ad(Box<Ad>),
@@ -298,7 +303,11 @@ impl Message {
     pub fn to_value(&self) -> Result<Value, serde_json::Error> {
         let mut params = match &self.body {
             Body::Request(award) => award_to_a2a(award)?,
-            other => serde_json::to_value(other)?,
+            other => match serde_json::to_value(other)? {
+                // The method names the variant.
+                Value::Object(tagged) => tagged.into_iter().next().map_or(Value::Null, |(_, v)| v),
+                untagged => untagged,
+            },
         };
         if let Some(map) = params.as_object_mut() {
             map.insert("to".into(), Value::String(self.to.clone()));

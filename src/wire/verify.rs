@@ -108,6 +108,9 @@ pub enum Refusal {
     /// Less work than the pool asks for, or not committed to.
     #[error("the wrap lacks the work that the pool asks for")]
     PowMissing,
+    /// The pool has brought more than is opened in a second.
+    #[error("the pool brings more than is opened in a second")]
+    PoolBudget,
     /// The wrap's signature is wrong.
     #[error("the wrap's signature is wrong")]
     WrapSignature,
@@ -164,6 +167,7 @@ impl Refusal {
             Self::NotForUs => "not_for_us",
             Self::WrapId => "wrap_id",
             Self::PowMissing => "pow_missing",
+            Self::PoolBudget => "pool_budget",
             Self::WrapSignature => "wrap_signature",
             Self::Undecryptable => "undecryptable",
             Self::SealMalformed => "seal_malformed",
@@ -274,14 +278,31 @@ impl fmt::Debug for Keyring {
 /// Checks, opens and checks again. `now_s` is Unix seconds. One call costs two Schnorr verifications and one ECDH (a second for
 /// the first message of an author).
 pub fn verify(event: &Event, keyring: &Keyring, now_s: u64) -> Result<Verified, Refusal> {
+    verify_within(event, keyring, now_s, |_| true)
+}
+
+/// As [`verify`], asking `budget` once the wrap has shown its work and before anything costly is done for it: `false` refuses
+/// with `pool_budget`. Asked any earlier, a flood without work would use up what honest members have worked for.
+pub fn verify_within(
+    event: &Event,
+    keyring: &Keyring,
+    now_s: u64,
+    budget: impl FnOnce(&Inbox) -> bool,
+) -> Result<Verified, Refusal> {
     let held = check_wrap(event, keyring)?;
+    if !budget(&held.inbox) {
+        return Err(Refusal::PoolBudget);
+    }
+    if !event.verify_signature() {
+        return Err(Refusal::WrapSignature);
+    }
     // The wrap's key is used once: remembering it would only push out the keys that come again.
     let key = conversation_key(&held.keys, &event.pubkey).map_err(|_| Refusal::Undecryptable)?;
     let rumor = open(event, &held, &key, keyring)?;
     check_rumor(rumor, event, &held, keyring, now_s)
 }
 
-/// Everything that needs no secret.
+/// Everything that is cheap: no secret, no signature.
 fn check_wrap(event: &Event, keyring: &Keyring) -> Result<Arc<Held>, Refusal> {
     if event.content.len() > MAX_EVENT_BYTES {
         return Err(Refusal::EventTooLarge);
@@ -300,9 +321,6 @@ fn check_wrap(event: &Event, keyring: &Keyring) -> Result<Arc<Held>, Refusal> {
     // Before the signature: a flood without work costs us one hash each.
     if held.min_pow_bits > 0 && !has_work(event, held.min_pow_bits) {
         return Err(Refusal::PowMissing);
-    }
-    if !event.verify_signature() {
-        return Err(Refusal::WrapSignature);
     }
     Ok(held)
 }

@@ -1,25 +1,21 @@
 //! A world of nodes in one process: virtual time, one seed, relays that store, delay, repeat and shuffle, disks that
 //! commit or fail, nodes that die at any point. Everything is the real domain; only labor and signatures are stood in for.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use base64::Engine;
 use legiond::domain::Node;
-use legiond::domain::engagement::Engagement;
-use legiond::domain::ledger::SELF;
 use legiond::domain::peer::Tier;
 use legiond::domain::policy::Policy;
 use legiond::domain::step::{
-    Addressee, Ask, Chance, Change, Effect, Findings, Incoming, Input, LaborNews, PlanFacts,
-    Refused, Row, Send, Step,
+    Addressee, Ask, Chance, Effect, Incoming, Input, PlanFacts, Refused, Row, Send, Step,
 };
 use legiond::wire::binding::BoundKeys;
 use legiond::wire::canonical::sha256_hex;
 use legiond::wire::market::{Ad, AdSkill};
 use legiond::wire::message::Body;
-use legiond::wire::proof::Evidence;
 use serde_json::{Value, json};
 
+use super::disk::Disk;
 use super::policy::{bound, policy};
 
 pub(crate) const T0: u64 = 1_750_000_000_000;
@@ -55,19 +51,6 @@ pub(crate) enum Cheat {
     Aggregate,
 }
 
-/// What survives a crash.
-#[derive(Default)]
-pub(crate) struct Disk {
-    pub(crate) rows: BTreeMap<String, Vec<u8>>,
-    pub(crate) live: BTreeSet<String>,
-    pub(crate) checkpoints: BTreeMap<String, u32>,
-    pub(crate) seen: BTreeSet<(usize, u64)>,
-    pub(crate) outbox: BTreeMap<u64, (Send, u64)>,
-    pub(crate) transfers: BTreeMap<String, u64>,
-    pub(crate) journal: Vec<(String, Option<String>, Value)>,
-    next_rumor: u64,
-}
-
 #[derive(Clone)]
 pub(crate) struct Letter {
     from: usize,
@@ -79,11 +62,11 @@ pub(crate) struct Letter {
     body: Body,
 }
 
-struct Run {
-    done: u32,
-    from: u32,
-    total: u32,
-    stop: bool,
+pub(crate) struct Run {
+    pub(crate) done: u32,
+    pub(crate) from: u32,
+    pub(crate) total: u32,
+    pub(crate) stop: bool,
 }
 
 pub(crate) struct Machine {
@@ -97,7 +80,7 @@ pub(crate) struct Machine {
     pub(crate) kills: u64,
     pub(crate) refusals_false: bool,
     held: Vec<Letter>,
-    runs: BTreeMap<String, Run>,
+    pub(crate) runs: BTreeMap<String, Run>,
     pub(crate) executed: BTreeMap<String, u64>,
     pub(crate) dropped: BTreeMap<String, u64>,
     wake: u64,
@@ -143,94 +126,8 @@ pub(crate) struct World {
     /// Letters with this method and from this machine are delayed by so much.
     pub(crate) slow: Option<(usize, &'static str, u64)>,
     pub(crate) trace: bool,
-}
-
-fn unit_bytes(input: &Value, unit: u32) -> [u8; 8] {
-    let hash = sha256_hex(format!("{input}/{unit}").as_bytes());
-    let mut bytes = [0u8; 8];
-    bytes.copy_from_slice(&hash.as_bytes()[..8]);
-    bytes
-}
-
-fn row_name(row: &Row) -> Option<String> {
-    Some(match row {
-        Row::Job(job) => format!("job/{}", job.task),
-        Row::Engagement(work) => format!("work/{}", work.key),
-        Row::Peer(peer) => format!("peer/{}", peer.npub),
-        Row::Account(account) => format!("account/{}", account.npub),
-        Row::Key { key, .. } => format!("key/{key}"),
-        Row::Payload { owner, name, .. } => format!("payload/{owner}/{name}"),
-        Row::Mark(mark) => format!("mark/{}", mark.owner),
-        Row::Owner(_) => "owner".into(),
-        Row::Transfer(_) | Row::Entry(_) | Row::Checkpoint { .. } => return None,
-    })
-}
-
-impl Disk {
-    fn apply(&mut self, change: &Change) {
-        match change {
-            Change::Put(Row::Transfer(transfer)) => {
-                assert!(
-                    self.transfers
-                        .insert(transfer.id.clone(), transfer.amount_mc)
-                        .is_none(),
-                    "a transfer happens once: {}",
-                    transfer.id
-                );
-            }
-            Change::Put(Row::Checkpoint {
-                owner, units_done, ..
-            }) => {
-                self.checkpoints.insert(owner.clone(), *units_done);
-            }
-            Change::Put(row) => {
-                let Some(name) = row_name(row) else { return };
-                let live = match row {
-                    Row::Job(job) => job.is_live(),
-                    Row::Engagement(work) => work.is_live(),
-                    Row::Peer(_) | Row::Account(_) | Row::Mark(_) | Row::Owner(_) => true,
-                    _ => false,
-                };
-                if live {
-                    self.live.insert(name.clone())
-                } else {
-                    self.live.remove(&name)
-                };
-                self.rows.insert(name, serde_json::to_vec(row).unwrap());
-            }
-            Change::DropPeer(npub) => self.forget(&format!("peer/{npub}")),
-            Change::DropMark(owner) => {
-                self.forget(&format!("mark/{owner}"));
-                self.checkpoints.remove(owner);
-            }
-            Change::DropWork { owner, key } => {
-                self.checkpoints.remove(owner);
-                self.forget(&format!("payload/{key}/input"));
-            }
-            Change::Journal { kind, task, body } => {
-                self.journal
-                    .push((kind.clone(), task.clone(), body.clone()))
-            }
-        }
-    }
-
-    fn forget(&mut self, name: &str) {
-        self.rows.remove(name);
-        self.live.remove(name);
-    }
-
-    fn row(&self, name: &str) -> Option<Row> {
-        self.rows
-            .get(name)
-            .map(|bytes| serde_json::from_slice(bytes).unwrap())
-    }
-
-    fn payload(&self, owner: &str, name: &str) -> Option<Vec<u8>> {
-        match self.row(&format!("payload/{owner}/{name}")) {
-            Some(Row::Payload { bytes, .. }) => Some(bytes),
-            _ => None,
-        }
-    }
+    /// The hash of every step, if somebody wants to compare.
+    pub(crate) digest: Option<Vec<String>>,
 }
 
 impl World {
@@ -269,6 +166,7 @@ impl World {
             order: 0,
             slow: None,
             trace: std::env::var_os("SIM_TRACE").is_some(),
+            digest: None,
         }
     }
 
@@ -516,6 +414,9 @@ impl World {
             return false;
         };
         let step = node.handle(now, &mut Chance::new(seed), input);
+        if let Some(digest) = &mut self.digest {
+            digest.push(sha256_hex(&serde_json::to_vec(&step).unwrap()));
+        }
         self.judge(at);
         if !calm && before {
             self.crash(at);
@@ -668,168 +569,6 @@ impl World {
         }
     }
 
-    fn run(&mut self, at: usize, key: String) {
-        let (epoch, now) = (self.machines[at].epoch, self.now);
-        let machine = &mut self.machines[at];
-        let work: &Engagement = machine
-            .node
-            .as_ref()
-            .unwrap()
-            .work()
-            .get(&key)
-            .expect("a lease is for live work");
-        assert!(
-            machine.node.as_ref().unwrap().input(&key).is_some(),
-            "the input is there when the lease is granted"
-        );
-        let from = if work.checkpoint_units > 0 {
-            machine
-                .disk
-                .checkpoints
-                .get(&work.owner())
-                .copied()
-                .unwrap_or(0)
-        } else {
-            0
-        };
-        assert_eq!(
-            from, work.checkpoint_units,
-            "the checkpoint that the row names is on the disk"
-        );
-        let total = work.units;
-        assert!(
-            machine
-                .runs
-                .insert(
-                    key.clone(),
-                    Run {
-                        done: from,
-                        from,
-                        total,
-                        stop: false
-                    }
-                )
-                .is_none(),
-            "a lease is granted once"
-        );
-        self.at(now + UNIT_MS, Event::Unit(at, epoch, key));
-    }
-
-    fn unit(&mut self, at: usize, key: String) {
-        let (epoch, next) = (self.machines[at].epoch, self.now + UNIT_MS);
-        let Some(run) = self.machines[at].runs.get_mut(&key) else {
-            return;
-        };
-        if run.stop && run.done < run.total {
-            let (units_done, executed) = (run.done, run.done - run.from);
-            self.machines[at].runs.remove(&key);
-            self.input(
-                at,
-                Input::Labor {
-                    key,
-                    news: LaborNews::Stopped {
-                        units_done,
-                        bytes: vec![1],
-                        executed,
-                    },
-                },
-            );
-            return;
-        }
-        if run.done < run.total {
-            run.done += 1;
-            let owner = key
-                .rsplit_once('/')
-                .map_or(String::new(), |(o, _)| o.to_owned());
-            *self.machines[at].executed.entry(owner).or_default() += 1;
-        }
-        let Some(run) = self.machines[at].runs.get(&key) else {
-            return;
-        };
-        let (done, total, from) = (run.done, run.total, run.from);
-        if done < total {
-            self.at(next, Event::Unit(at, epoch, key.clone()));
-            if done % CHECKPOINT_UNITS == 0 {
-                self.input(
-                    at,
-                    Input::Labor {
-                        key,
-                        news: LaborNews::Checkpoint {
-                            units_done: done,
-                            bytes: vec![2],
-                        },
-                    },
-                );
-            }
-            return;
-        }
-        self.machines[at].runs.remove(&key);
-        let input = self.node(at).input(&key).cloned().unwrap();
-        let mut units: Vec<u8> = Vec::new();
-        for unit in 0..total {
-            let mut bytes = unit_bytes(&input, unit);
-            if self.machines[at].cheat == Cheat::Units && unit % 10 == 3 {
-                bytes[0] ^= 1;
-            }
-            units.extend(bytes);
-        }
-        let root = sha256_hex(&units);
-        let price = if self.machines[at].cheat == Cheat::Aggregate {
-            "forged".to_owned()
-        } else {
-            root.clone()
-        };
-        let output = json!({"price": price});
-        let output_hash = sha256_hex(output.to_string().as_bytes());
-        let news = LaborNews::Done {
-            output,
-            output_hash,
-            units,
-            root,
-            executed: done - from,
-            resumed_from: from,
-            profile: "sim".into(),
-        };
-        self.input(at, Input::Labor { key, news });
-    }
-
-    /// The requester's recomputation, from the truth.
-    fn check(&self, at: usize, task: &str, sample: &[u32]) -> Findings {
-        let disk = &self.machines[at].disk;
-        let input: Value = serde_json::from_slice(&disk.payload(task, "input").unwrap()).unwrap();
-        let output: Value = serde_json::from_slice(&disk.payload(task, "result").unwrap()).unwrap();
-        let units = base64::engine::general_purpose::STANDARD
-            .decode(disk.payload(task, "units").unwrap())
-            .unwrap();
-        let wrong = sample
-            .iter()
-            .find(|u| units.chunks(8).nth(**u as usize) != Some(&unit_bytes(&input, **u)[..]))
-            .copied();
-        let whole = output["price"] == Value::String(sha256_hex(&units));
-        let fault = |code: &str, unit| {
-            Some(Evidence {
-                code: code.into(),
-                unit,
-                expected: "a".into(),
-                received: "b".into(),
-            })
-        };
-        let fault = match (wrong, whole) {
-            _ if self.machines[at].refusals_false => fault("unit_mismatch", Some(0)),
-            (Some(unit), _) => fault("unit_mismatch", Some(unit)),
-            (None, false) => fault("aggregate_mismatch", None),
-            (None, true) => None,
-        };
-        Findings {
-            assurance: "sampled".into(),
-            input: true,
-            output: whole,
-            schema: Some(true),
-            units_checked: sample.len() as u32,
-            fault,
-        }
-    }
-
     pub(crate) fn advertise(&mut self, from: usize) {
         let policy = &self.machines[from].policy;
         let ad = Ad {
@@ -965,77 +704,6 @@ impl World {
         }
     }
 
-    pub(crate) fn quiet(&self) -> bool {
-        self.machines
-            .iter()
-            .all(|m| m.node.as_ref().is_some_and(Node::quiescent) && m.disk.outbox.is_empty())
-    }
-
-    /// What must hold at every moment.
-    fn judge(&self, at: usize) {
-        let Some(node) = &self.machines[at].node else {
-            return;
-        };
-        assert_eq!(node.ledger().sum_mc(), 0, "a book sums to zero");
-        for account in node.ledger().accounts().filter(|a| a.npub != SELF) {
-            let owed: u64 = node
-                .ledger()
-                .locks()
-                .filter(|(k, _)| {
-                    k.1 == account.npub && k.0 == legiond::domain::ledger::Side::Executor
-                })
-                .map(|(_, a)| a)
-                .sum();
-            let owe: u64 = node
-                .ledger()
-                .locks()
-                .filter(|(k, _)| {
-                    k.1 == account.npub && k.0 == legiond::domain::ledger::Side::Requester
-                })
-                .map(|(_, a)| a)
-                .sum();
-            assert_eq!(
-                (owed, owe),
-                (account.pending_owed_to_us_mc, account.pending_we_owe_mc),
-                "pending is the sum of the locks"
-            );
-            let limit = node.policy().trusted_limit_mc;
-            assert!(
-                account.posted_mc.max(0) as u64 + owed <= limit,
-                "no balance is over its limit"
-            );
-        }
-    }
-
-    /// What must hold after quiescence.
-    pub(crate) fn mirrored(&self) {
-        for a in 0..self.machines.len() {
-            for b in 0..self.machines.len() {
-                if a != b {
-                    let mine = self.node(a).ledger().account(&self.npub(b));
-                    let theirs = self.node(b).ledger().account(&self.npub(a));
-                    assert_eq!(
-                        mine.posted_mc, -theirs.posted_mc,
-                        "the books mirror each other: {a} {b}"
-                    );
-                    assert_eq!(
-                        (mine.pending_owed_to_us_mc, mine.pending_we_owe_mc),
-                        (0, 0),
-                        "nothing pends: {a} {b}"
-                    );
-                }
-            }
-            let ids = &self.machines[a].disk.transfers;
-            for lock in ids.keys().filter_map(|id| id.strip_suffix("/lock")) {
-                let ends = ["commit", "rollback"]
-                    .iter()
-                    .filter(|kind| ids.contains_key(&format!("{lock}/{kind}")))
-                    .count();
-                assert_eq!(ends, 1, "each lock ends exactly once: {lock}");
-            }
-        }
-    }
-
     pub(crate) fn ask(
         &mut self,
         at: usize,
@@ -1049,22 +717,6 @@ impl World {
             Some(Effect::Asked(Ok(task))) => task,
             other => panic!("asked: {other:?}"),
         }
-    }
-
-    pub(crate) fn job(&self, at: usize, task: &str) -> legiond::domain::job::Job {
-        match self.machines[at].disk.row(&format!("job/{task}")) {
-            Some(Row::Job(job)) => *job,
-            _ => panic!("no such job"),
-        }
-    }
-
-    pub(crate) fn journaled(&self, at: usize, kind: &str, task: &str) -> usize {
-        self.machines[at]
-            .disk
-            .journal
-            .iter()
-            .filter(|(k, t, _)| k == kind && t.as_deref() == Some(task))
-            .count()
     }
 }
 

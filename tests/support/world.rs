@@ -165,6 +165,17 @@ impl Node {
 
     /// Starts the node and waits until local commands work.
     pub(crate) fn up(&mut self) -> Value {
+        let line = self.start();
+        serde_json::from_str(&line)
+            .unwrap_or_else(|_| panic!("no ready line; stderr: {}", self.stderr()))
+    }
+
+    /// The same for a node that may die on the way.
+    pub(crate) fn try_up(&mut self) {
+        self.start();
+    }
+
+    fn start(&mut self) -> String {
         assert!(self.child.is_none(), "the node runs already");
         let log = std::fs::OpenOptions::new()
             .create(true)
@@ -182,8 +193,7 @@ impl Node {
             .unwrap();
         let line = first_line(&mut child);
         self.child = Some(child);
-        serde_json::from_str(&line)
-            .unwrap_or_else(|_| panic!("no ready line; stderr: {}", self.stderr()))
+        line
     }
 
     /// What the node has written to stderr so far.
@@ -217,6 +227,39 @@ impl Node {
             self.child = None;
         }
         ended
+    }
+
+    /// Stops the process as a suspended machine does, until [`Node::resume`].
+    pub(crate) fn suspend(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub(crate) fn resume(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(self.child.as_ref().unwrap());
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// The worker processes of the running node.
+    pub(crate) fn workers(&self) -> Vec<u32> {
+        let pid = self.pid();
+        processes()
+            .into_iter()
+            .filter(|(_, parent, args)| *parent == pid && args.contains(" worker"))
+            .map(|(child, _, _)| child)
+            .collect()
+    }
+
+    /// Sets the node's clock this far ahead of the machine's (or behind), from its next look on. The node must have been
+    /// started after the first call.
+    pub(crate) fn set_clock(&mut self, ahead_s: i64) {
+        let file = self.home.with_extension("clock");
+        std::fs::write(&file, (ahead_s * 1000).to_string()).unwrap();
+        self.env("LEGION_CLOCK_FILE", file.to_str().unwrap());
     }
 
     /// Process id.
@@ -290,6 +333,15 @@ impl Node {
             .clone()
     }
 
+    /// How often a kind is journaled for a task.
+    pub(crate) fn count(&self, task: &str, kind: &str) -> usize {
+        let entries = self.journal();
+        entries
+            .iter()
+            .filter(|e| e["kind"] == kind && e["task"] == task)
+            .count()
+    }
+
     /// Journal entries of one kind.
     pub(crate) fn journaled(&self, kind: &str) -> Vec<Value> {
         self.journal()
@@ -303,6 +355,32 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn processes() -> Vec<(u32, u32, String)> {
+    let listed = Command::new("ps")
+        .args(["-A", "-o", "pid=,ppid=,args="])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+    text.lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let pid = words.next()?.parse().ok()?;
+            let parent = words.next()?.parse().ok()?;
+            Some((pid, parent, words.collect::<Vec<_>>().join(" ")))
+        })
+        .collect()
+}
+
+/// Waits until none of these worker processes is left.
+pub(crate) fn gone(workers: &[u32]) {
+    until("the worker processes to end", || {
+        let left = processes()
+            .into_iter()
+            .any(|(pid, _, args)| workers.contains(&pid) && args.contains(" worker"));
+        (!left).then_some(())
+    });
 }
 
 /// Two nodes that trust each other, on one relay.
@@ -341,8 +419,39 @@ impl Pair {
         }
     }
 
+    /// The task that a detached `ask` with this key makes, or has made.
+    pub(crate) fn ask(&self, key: &str, job: &[&str]) -> String {
+        let mut args = job.to_vec();
+        args.extend(["--detach", "--key", key]);
+        let asked = self.asker.ok(&args);
+        asked["task"]["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits for the task: completed, accepted once, paid once on both sides; then for rest.
+    pub(crate) fn finish(&self, task: &str) -> Value {
+        let done = self.asker.ok(&["wait", task]);
+        assert_eq!(done["task"]["status"]["state"], "completed");
+        self.settle();
+        for kind in ["result", "checked", "receipt", "ended"] {
+            assert_eq!(self.asker.count(task, kind), 1, "{kind} of {task}");
+        }
+        assert_eq!(self.worker.count(task, "receipt_received"), 1);
+        for node in [&self.asker, &self.worker] {
+            let book = node.ok(&["ledger"]);
+            let transfers = book["transfers"].as_array().unwrap();
+            let commits: Vec<_> = transfers
+                .iter()
+                .filter(|t| t["task"] == task && t["kind"] == "commit")
+                .collect();
+            assert_eq!(commits.len(), 1, "{transfers:?}");
+            assert_eq!(commits[0]["amount_mc"], done["cost_mc"]);
+        }
+        done
+    }
+
     /// Waits until both books mirror each other and nothing pends: no lock, no lease, no worker's job, no outbox row.
     pub(crate) fn settle(&self) {
+        let _shown = Shown(self);
         until(
             "both books to mirror each other with nothing pending",
             || {
@@ -386,6 +495,23 @@ impl Pair {
     }
 }
 
+/// Shows how both nodes stand when a wait for rest fails.
+struct Shown<'a>(&'a Pair);
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for node in [&self.0.asker, &self.0.worker] {
+                for what in ["status", "ledger", "tasks"] {
+                    let shown = node.run(&[what]);
+                    eprintln!("{what}: {}", String::from_utf8_lossy(&shown.stdout));
+                }
+                eprintln!("stderr: {}", node.stderr());
+            }
+        }
+    }
+}
+
 /// Arguments for an option that takes `paths x steps` of work.
 pub(crate) fn option<'a>(extra: &[&'a str]) -> Vec<&'a str> {
     let mut args = vec![
@@ -410,4 +536,28 @@ pub(crate) fn option<'a>(extra: &[&'a str]) -> Vec<&'a str> {
     ];
     args.extend(extra);
     args
+}
+
+/// Arguments for an Asian option: `units` up to 512, of `weight` times the least size.
+pub(crate) fn job(units: u32, weight: u32) -> Vec<String> {
+    let paths = units * weight * 512;
+    [
+        "ask",
+        "simulation",
+        "kind=asian",
+        "side=call",
+        "spot=100",
+        "strike=105",
+        "rate=0.05",
+        "volatility=0.2",
+        "years=1",
+        "steps=64",
+    ]
+    .into_iter()
+    .flat_map(|arg| match arg.contains('=') {
+        true => vec!["--set".to_owned(), arg.to_owned()],
+        false => vec![arg.to_owned()],
+    })
+    .chain(["--set".to_owned(), format!("paths={paths}")])
+    .collect()
 }

@@ -1,0 +1,482 @@
+//! Our part when a job is awarded to us: accepting, declining, and letting go of it.
+
+use super::Node;
+use super::bidding::Deal;
+use super::engagement::{self, Engagement, Stage, StopWhy};
+use super::history;
+use super::ledger::{Event, State as Money};
+use super::mark::{self, Promise};
+use super::step::{EngagementKey, Incoming, Ms, PlanFacts, Refused};
+use crate::wire::entry::{Act, Entry};
+use crate::wire::market::{Accept, Award, Decline};
+use crate::wire::message::{Body, News, Update};
+
+/// Longest time to settlement that is accepted.
+const TERM_MAX_MS: Ms = 400 * 24 * 3600 * 1000;
+
+impl Node {
+    pub(super) fn on_award(
+        &mut self,
+        now: Ms,
+        incoming: &Incoming,
+        award: &Award,
+    ) -> Result<(), Refused> {
+        let from = incoming.from.as_str();
+        let key = engagement::key(from, &award.task, award.award_no);
+        let owner = format!("{from}/{}", award.task);
+        let terms = award
+            .terms_hash()
+            .map_err(|e| Refused::new("award_invalid", e.to_string()))?;
+        let stated = Act::Awarded {
+            award_no: award.award_no,
+            executor: self.policy.me.clone(),
+            terms: terms.clone(),
+        };
+        if award.entry.what != stated {
+            return Err(Refused::new(
+                "entry_mismatch",
+                "the signed entry states another award",
+            ));
+        }
+        self.entry_belongs(&award.task, from, from, &award.entry)?;
+        let newest = self.work_of(&owner).map(|w| w.award_no).max();
+        if self.work.contains_key(&key) || newest.is_some_and(|no| no > award.award_no) {
+            return Err(Refused::new(
+                "award_superseded",
+                "this award, or a newer one, is known here",
+            ));
+        }
+        if !(1..=history::AWARD_NO_MAX).contains(&award.award_no) {
+            return Err(Refused::new(
+                "award_no_unknown",
+                format!("awards are numbered from 1 to {}", history::AWARD_NO_MAX),
+            ));
+        }
+        let directed = matches!(incoming.body, Body::Request(_));
+        let (promise, canceled) = self
+            .marks
+            .get(&owner)
+            .map_or((None, false), |m| (m.bid.clone(), m.canceled));
+        if !directed && promise.is_none() && !canceled {
+            return Err(Refused::new(
+                "award_unbid",
+                "this node never bid on the task",
+            ));
+        }
+        if !self.is_local(from) && !self.room_for_mark(from, &owner) {
+            return Err(Refused::new(
+                "too_many_marks",
+                "too many tasks of this peer are remembered here",
+            ));
+        }
+        let deal = if canceled {
+            Err(Refused::new("canceled", "the requester canceled this task"))
+        } else {
+            self.consider(now, incoming, award, promise.filter(|_| !directed))
+        };
+        let until = if deal.is_ok() {
+            award.settle_by_ms
+        } else {
+            // Long enough for a last repetition; a later award has later numbers.
+            now.saturating_add(mark::DECLINED_MS)
+        };
+        self.admit_foreign_entry(now, from, &award.task, until, &award.entry)?;
+        self.supersede_work(now, from, &award.task, award.award_no);
+        match deal {
+            Ok(deal) => self.accept(now, from, award, terms, deal),
+            Err(refused) => self.decline_award(now, from, award, until, refused),
+        }
+        Ok(())
+    }
+
+    fn consider(
+        &mut self,
+        now: Ms,
+        incoming: &Incoming,
+        award: &Award,
+        promise: Option<Promise>,
+    ) -> Result<Deal, Refused> {
+        let local = self.is_local(&incoming.from);
+        if !local
+            && (now.saturating_add(self.policy.skew_ms) > award.accept_by_ms
+                || award.result_by_ms <= now)
+        {
+            return Err(Refused::new(
+                "award_expired",
+                "the time to accept has passed",
+            ));
+        }
+        if award.settle_by_ms < award.result_by_ms
+            || award.settle_by_ms > now.saturating_add(TERM_MAX_MS)
+        {
+            return Err(Refused::new(
+                "terms_invalid",
+                "settlement must be due after the result and within 400 days",
+            ));
+        }
+        if promise
+            .is_some_and(|p| award.unit_price_mc != Some(p.unit_price_mc) || award.units != p.units)
+        {
+            return Err(Refused::new(
+                "award_terms",
+                "the award changes the units or the price of our bid",
+            ));
+        }
+        let committed = crate::wire::market::commitment(&award.input, &award.salt)
+            .is_ok_and(|c| c == award.commitment);
+        if !committed {
+            return Err(Refused::new(
+                "commitment_mismatch",
+                "the input is not the one that was committed to",
+            ));
+        }
+        let plan: PlanFacts = match &incoming.plan {
+            Some(plan) => plan.clone()?,
+            None => {
+                return Err(Refused::new(
+                    "skill_unknown",
+                    format!("this node does not have the skill: {}", award.skill),
+                ));
+            }
+        };
+        if award.units != 0 && plan.units != award.units {
+            return Err(Refused::new(
+                "units_mismatch",
+                format!(
+                    "the input has {} units, the award says {}",
+                    plan.units, award.units
+                ),
+            ));
+        }
+        if plan.output_bytes_max > super::RESULT_BYTES_MAX {
+            return Err(Refused::new(
+                "payload_too_large",
+                "the result would not fit into one envelope",
+            ));
+        }
+        let from = incoming.from.clone();
+        let bid = matches!(incoming.body, Body::Award(_));
+        let deal = self.would_do(
+            now,
+            &from,
+            &award.skill,
+            plan.units,
+            award.unit_price_mc.map(|p| (p, bid)),
+            award.max_price_mc,
+        )?;
+        self.turn(now, &from, &award.skill)?;
+        self.peers
+            .entry(from.clone())
+            .or_insert_with(|| super::peer::Peer::stranger(&from))
+            .count_task(now);
+        Ok(deal)
+    }
+
+    fn accept(&mut self, now: Ms, from: &str, award: &Award, terms: String, deal: Deal) {
+        let key = engagement::key(from, &award.task, award.award_no);
+        self.owner.order += 1;
+        let critical =
+            self.is_local(from) && self.jobs.get(&award.task).is_some_and(|j| j.critical);
+        let owner = format!("{from}/{}", award.task);
+        let checkpoint_units = self.marks.get(&owner).map_or(0, |m| m.checkpoint_units);
+        // The owner has the hardware: the lease is withheld from the start.
+        let withheld = self.owner.paused.is_some() && !self.is_local(from);
+        let work = Engagement {
+            key: key.clone(),
+            requester: from.to_owned(),
+            task: award.task.clone(),
+            context: award.context.clone(),
+            award_no: award.award_no,
+            skill: award.skill.clone(),
+            tier: deal.tier,
+            critical,
+            order: self.owner.order,
+            units: deal.units,
+            unit_price_mc: deal.unit_price_mc,
+            total_mc: deal.total_mc,
+            commitment: award.commitment.clone(),
+            terms,
+            on_cancel: award.on_cancel.clone(),
+            result_by_ms: award.result_by_ms,
+            settle_by_ms: award.settle_by_ms,
+            lease_ttl_ms: award.lease_ttl_ms.clamp(1_000, 3_600_000),
+            relays: award.relays.clone(),
+            stage: if withheld {
+                Stage::Hibernating
+            } else {
+                Stage::Queued
+            },
+            stop: None,
+            end: None,
+            money: Money::None,
+            checkpoint_units,
+            units_done: 0,
+            executed: 0,
+            attempts: 0,
+            started_ms: 0,
+            keepalive_at_ms: now.saturating_add(award.lease_ttl_ms.clamp(1_000, 3_600_000) / 3),
+            accepted_ms: now,
+            ended_ms: 0,
+            verification: award.verification.clone(),
+            evidence: None,
+            withdrawn: false,
+            called_superseded: false,
+            proof: None,
+        };
+        self.payload(
+            &key,
+            "input",
+            serde_json::to_vec(&award.input).unwrap_or_default(),
+        );
+        self.inputs.insert(key.clone(), award.input.clone());
+        self.work.insert(key.clone(), work);
+        self.move_work_money(now, &key, Event::Lock, deal.total_mc);
+        let entry = self.write_work_entry(
+            now,
+            &key,
+            Act::Accepted {
+                award_no: award.award_no,
+                total_mc: deal.total_mc,
+            },
+        );
+        let accept = Accept {
+            task: award.task.clone(),
+            award_no: award.award_no,
+            unit_price_mc: deal.unit_price_mc,
+            total_mc: deal.total_mc,
+            lct: self.policy.lct.clone(),
+            binding: self.policy.binding.clone(),
+            relays: self.policy.relays.clone(),
+            entry,
+        };
+        self.journal(
+            "accepted",
+            Some(&award.task),
+            serde_json::json!({"key": key, "total_mc": deal.total_mc, "units": deal.units}),
+        );
+        self.send_peer(from, Body::Accept(Box::new(accept)), award.settle_by_ms);
+        self.changed(&award.task);
+        if withheld {
+            self.tell_paused(&key);
+        }
+    }
+
+    fn decline_award(&mut self, now: Ms, from: &str, award: &Award, until: Ms, refused: Refused) {
+        let what = Act::Declined {
+            award_no: award.award_no,
+            code: refused.code.clone(),
+        };
+        let entry = self.write_foreign_entry(now, from, &award.task, until, what);
+        self.journal(
+            "award_declined",
+            Some(&award.task),
+            serde_json::json!({"from": from, "code": refused.code}),
+        );
+        let retry_at_ms = refused.retry_at_ms;
+        let decline = Decline {
+            task: award.task.clone(),
+            requester: from.to_owned(),
+            award_no: award.award_no,
+            code: refused.code,
+            message: refused.message,
+            retry_at_ms,
+            entry: Some(entry),
+        };
+        self.send_peer_at(
+            from,
+            &award.relays,
+            Body::Decline(Box::new(decline)),
+            award.settle_by_ms,
+        );
+    }
+
+    /// A newer award of the task exists, or the requester withdrew: stop the older ones.
+    pub(super) fn supersede_work(&mut self, now: Ms, from: &str, task: &str, below: u32) {
+        self.note_withdrawn(now, from, task, below);
+        let owner = format!("{from}/{task}");
+        let older: Vec<_> = self
+            .work_of(&owner)
+            .filter(|w| w.award_no < below && w.is_work())
+            .map(|w| w.key.clone())
+            .collect();
+        for key in older {
+            self.wind_up(now, &key, StopWhy::Superseded);
+        }
+    }
+
+    pub(super) fn on_cancel_message(
+        &mut self,
+        now: Ms,
+        from: &str,
+        task: &str,
+        entry: &Entry,
+    ) -> Result<(), Refused> {
+        if entry.what != Act::Canceled {
+            return Err(Refused::new(
+                "entry_mismatch",
+                "the signed entry is not a cancel",
+            ));
+        }
+        let owner = format!("{from}/{task}");
+        let open: Vec<_> = self
+            .work_of(&owner)
+            .filter(|w| w.is_live())
+            .map(|w| w.key.clone())
+            .collect();
+        if open.is_empty() && !self.room_for_mark(from, &owner) {
+            return Err(Refused::new(
+                "too_many_marks",
+                "too many tasks of this peer are remembered here",
+            ));
+        }
+        let until = (open.iter())
+            .filter_map(|key| self.work.get(key).map(|w| w.result_by_ms))
+            .fold(now.saturating_add(mark::CANCELED_MS), Ms::max);
+        self.admit_foreign_entry(now, from, task, until, entry)?;
+        if !self.is_local(from) {
+            self.mark(&owner, until).canceled = true;
+        }
+        for key in open {
+            if self.work.get(&key).is_some_and(Engagement::is_work) {
+                self.wind_up(now, &key, StopWhy::Canceled);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends work that is not finished: at once where nobody computes, else at the next unit boundary.
+    pub(super) fn wind_up(&mut self, now: Ms, key: &EngagementKey, why: StopWhy) {
+        let running = self
+            .work
+            .get(key)
+            .is_some_and(|w| matches!(w.stage, Stage::Running | Stage::Stopping));
+        self.stop_work(key, why, false);
+        if !running {
+            self.wound_up(now, key);
+        }
+    }
+
+    /// The worker has let go of work that is to end.
+    pub(super) fn wound_up(&mut self, now: Ms, key: &EngagementKey) {
+        let Some(work) = self.work.get(key) else {
+            return;
+        };
+        let (no, requester, task, useful) = (
+            work.award_no,
+            work.requester.clone(),
+            work.task.clone(),
+            if now > work.result_by_ms {
+                0
+            } else {
+                work.checkpoint_units
+            },
+        );
+        // Units in a checkpoint count, if the cancel came before the deadline.
+        let (settle_by, units_pay) = (work.settle_by_ms, work.on_cancel == "units" && useful > 0);
+        match work.stop {
+            Some(StopWhy::Canceled) => {
+                let entry = self.write_work_entry(
+                    now,
+                    key,
+                    Act::Stopped {
+                        award_no: no,
+                        useful_units: useful,
+                    },
+                );
+                let news = News::Canceled {
+                    useful_units: useful,
+                    entry,
+                };
+                self.send_peer(
+                    &requester,
+                    Body::Update(Box::new(Update {
+                        task,
+                        award_no: no,
+                        news,
+                    })),
+                    settle_by,
+                );
+                if units_pay {
+                    if let Some(work) = self.work.get_mut(key) {
+                        work.stage = Stage::Finished;
+                        work.units_done = useful;
+                    }
+                } else {
+                    self.move_work_money(now, key, Event::Decline, 0);
+                    self.end_work(now, key, "canceled");
+                }
+            }
+            Some(StopWhy::Superseded) => {
+                let code = "superseded".to_owned();
+                let entry = self.write_work_entry(
+                    now,
+                    key,
+                    Act::Declined {
+                        award_no: no,
+                        code: code.clone(),
+                    },
+                );
+                let decline = Decline {
+                    task,
+                    requester: requester.clone(),
+                    award_no: no,
+                    code,
+                    message: "withdrawn by the requester".into(),
+                    retry_at_ms: None,
+                    entry: Some(entry),
+                };
+                self.send_peer(&requester, Body::Decline(Box::new(decline)), settle_by);
+                self.move_work_money(now, key, Event::Decline, 0);
+                self.end_work(now, key, "superseded");
+            }
+            Some(StopWhy::Deadline) => self.fail_work(
+                now,
+                key,
+                "deadline_passed",
+                "the deadline passed before the work was done",
+            ),
+            Some(StopWhy::Owner) | None => {}
+        }
+    }
+
+    pub(super) fn fail_work(&mut self, now: Ms, key: &EngagementKey, code: &str, message: &str) {
+        let Some(work) = self.work.get(key) else {
+            return;
+        };
+        let (no, requester, task, settle_by) = (
+            work.award_no,
+            work.requester.clone(),
+            work.task.clone(),
+            work.settle_by_ms,
+        );
+        let entry = self.write_work_entry(
+            now,
+            key,
+            Act::Failed {
+                award_no: no,
+                code: code.to_owned(),
+            },
+        );
+        let news = News::Failed {
+            code: code.to_owned(),
+            message: message.chars().take(500).collect(),
+            entry,
+        };
+        self.journal(
+            "work_failed",
+            Some(&task),
+            serde_json::json!({"key": key, "code": code}),
+        );
+        self.send_peer(
+            &requester,
+            Body::Update(Box::new(Update {
+                task,
+                award_no: no,
+                news,
+            })),
+            settle_by,
+        );
+        self.move_work_money(now, key, Event::Decline, 0);
+        self.end_work(now, key, "failed");
+    }
+}

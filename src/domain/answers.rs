@@ -1,0 +1,413 @@
+//! Our part when an executor answers: it accepts, declines, tells how the work goes, or gives it up.
+
+use super::Node;
+use super::history::{self, Draft};
+use super::job::{AwardState, Job, Phase, Reason, Route, TaskState};
+use super::ledger::{Event, Side, State as Money};
+use super::step::{Chance, Change, Incoming, Ms, Refused, Row};
+use crate::wire::entry::{Act, Entry};
+use crate::wire::market::{Accept, Decline, Withdraw};
+use crate::wire::message::{Body, News, Update};
+
+impl Node {
+    pub(super) fn on_accept(
+        &mut self,
+        now: Ms,
+        from: &str,
+        accept: &Accept,
+    ) -> Result<(), Refused> {
+        let ttl = self.policy.lease_ttl_ms;
+        let job = self.job_awarded(&accept.task, accept.award_no, from)?;
+        let units = u64::from(job.units);
+        let current = job.awards.last().map_or(0, |a| a.no);
+        let (ended, no) = (job.phase == Phase::Ended, accept.award_no);
+        let award = job.award_mut(no).ok_or_else(not_awarded)?;
+        let agreed = award
+            .unit_price_mc
+            .is_none_or(|price| price == accept.unit_price_mc);
+        let counted =
+            units == 0 || units.checked_mul(accept.unit_price_mc) == Some(accept.total_mc);
+        if accept.total_mc > award.cap_mc || !agreed || !counted {
+            return Err(Refused::new(
+                "accept_terms",
+                "the acceptance changes the agreed price",
+            ));
+        }
+        let stated = Act::Accepted {
+            award_no: no,
+            total_mc: accept.total_mc,
+        };
+        if accept.entry.what != stated {
+            return Err(Refused::new(
+                "entry_mismatch",
+                "the signed entry states something else",
+            ));
+        }
+        self.admit_job_entry(now, &accept.task, from, &accept.entry)?;
+        let Some(job) = self.jobs.get_mut(&accept.task) else {
+            return Ok(());
+        };
+        let Some(award) = job.award_mut(no) else {
+            return Ok(());
+        };
+        if award.state == AwardState::Sent {
+            award.state = AwardState::Accepted;
+            award.unit_price_mc = Some(accept.unit_price_mc);
+            award.lease_until_ms = now.saturating_add(ttl);
+            if no == current && !ended {
+                job.phase = Phase::Working;
+                job.state = TaskState::Working;
+                job.marks.accepted_ms = now;
+                job.reason = Some(Reason::new("working", "the executor has accepted"));
+            }
+            let useful = self
+                .jobs
+                .get(&accept.task)
+                .and_then(|j| j.awards.iter().find(|a| a.no == no))
+                .and_then(|a| a.useful_units);
+            self.journal(
+                "accept",
+                Some(&accept.task),
+                serde_json::json!({"award_no": no, "executor": from, "total_mc": accept.total_mc}),
+            );
+            if let Some(useful) = useful {
+                self.on_stopped(now, &accept.task, no, useful);
+            } else if ended {
+                // The acceptance met our cancel on the way, or the executor never saw it.
+                self.cancel_awards(now, &accept.task);
+            }
+        } else if award.state == AwardState::Superseded {
+            let withdraw = Withdraw {
+                task: accept.task.clone(),
+                below_award_no: current.saturating_add(1),
+            };
+            self.send_peer(
+                from,
+                Body::Withdraw(withdraw),
+                now.saturating_add(self.policy.message_ttl_ms),
+            );
+        }
+        self.changed(&accept.task);
+        Ok(())
+    }
+
+    pub(super) fn on_decline(
+        &mut self,
+        now: Ms,
+        incoming: &Incoming,
+        decline: &Decline,
+    ) -> Result<(), Refused> {
+        let from = incoming.from.as_str();
+        let reason = Reason {
+            code: decline.code.chars().take(64).collect(),
+            text: decline.message.chars().take(300).collect(),
+            retry_at_ms: decline.retry_at_ms,
+        };
+        if decline.award_no == 0 {
+            let known = self.peer(from).tier != super::peer::Tier::Stranger;
+            let job = self
+                .jobs
+                .get_mut(&decline.task)
+                .filter(|j| j.phase == Phase::Placing);
+            let job = job.ok_or_else(|| Refused::new("task_unknown", "no open offer of ours"))?;
+            if job.refusals.len() < 256 || known {
+                job.refusals.insert(from.to_owned(), reason);
+            }
+            self.dirty.jobs.insert(decline.task.clone());
+            self.close_if_all_answered(now, &decline.task);
+            return Ok(());
+        }
+        self.job_awarded(&decline.task, decline.award_no, from)?;
+        let entry = decline.entry.as_ref().ok_or_else(|| {
+            Refused::new("entry_missing", "a declined award needs a signed entry")
+        })?;
+        match &entry.what {
+            Act::Declined { award_no, code }
+                if *award_no == decline.award_no && *code == decline.code => {}
+            _ => {
+                return Err(Refused::new(
+                    "entry_mismatch",
+                    "the signed entry states something else",
+                ));
+            }
+        }
+        self.admit_job_entry(now, &decline.task, from, entry)?;
+        self.award_gone(now, &decline.task, decline.award_no, reason);
+        Ok(())
+    }
+
+    /// The executor of this award says that it will not deliver: release the money and look elsewhere.
+    pub(super) fn award_gone(&mut self, now: Ms, task: &str, no: u32, reason: Reason) {
+        let Some(job) = self.jobs.get_mut(task) else {
+            return;
+        };
+        let Some(award) = job.award_mut(no) else {
+            return;
+        };
+        if matches!(award.state, AwardState::Declined | AwardState::Delivered) {
+            return;
+        }
+        award.state = AwardState::Declined;
+        let executor = award.executor.clone();
+        self.journal(
+            "declined",
+            Some(task),
+            serde_json::json!({"award_no": no, "code": reason.code}),
+        );
+        self.move_award_money(now, task, no, Event::Decline, 0);
+        let Some(job) = self.jobs.get_mut(task) else {
+            return;
+        };
+        if !matches!(job.phase, Phase::Awarded | Phase::Working)
+            || job.current().is_none_or(|a| a.no != no)
+        {
+            return;
+        }
+        job.refusals.insert(executor, reason.clone());
+        self.dirty.jobs.insert(task.to_owned());
+        match &job.route {
+            Route::Pool(_) => self.place(now, task),
+            Route::Own => self.end(now, task, TaskState::Failed, reason),
+            Route::Peer(_) => match reason.retry_at_ms.filter(|at| *at < job.deadline_ms) {
+                Some(at) => {
+                    job.phase = Phase::Placing;
+                    job.state = TaskState::Submitted;
+                    job.again_at_ms = Some(at.max(now.saturating_add(1)));
+                    job.reason = Some(reason);
+                    self.changed(task);
+                }
+                None => self.end(now, task, TaskState::Rejected, reason),
+            },
+        }
+    }
+
+    pub(super) fn on_update(
+        &mut self,
+        now: Ms,
+        chance: &mut Chance,
+        from: &str,
+        update: Update,
+    ) -> Result<(), Refused> {
+        let ttl = self.policy.lease_ttl_ms;
+        let (task, no) = (update.task, update.award_no);
+        let job = self.job_awarded(&task, no, from)?;
+        let is_current = job.current().is_some_and(|a| a.no == no) && job.phase != Phase::Ended;
+        match update.news {
+            News::Working {
+                units_done,
+                units_total,
+            } => {
+                let Some(award) = job.award_mut(no) else {
+                    return Ok(());
+                };
+                award.lease_until_ms = now.saturating_add(ttl);
+                award.paused_since_ms = None;
+                award.units_done = units_done;
+                if is_current && job.phase == Phase::Working {
+                    job.reason = Some(Reason::new(
+                        "working",
+                        format!("{units_done} of {units_total} units done"),
+                    ));
+                }
+                self.dirty.jobs.insert(task.clone());
+                self.changed(&task);
+            }
+            News::Paused {
+                reason,
+                retry_at_ms,
+            } => {
+                let Some(award) = job.award_mut(no) else {
+                    return Ok(());
+                };
+                award.paused_since_ms.get_or_insert(now);
+                award.lease_until_ms = now.saturating_add(ttl);
+                if is_current {
+                    let code: String = reason.chars().take(32).collect();
+                    job.reason = Some(Reason {
+                        code: format!("paused: {code}"),
+                        text: "the executor's owner has taken the hardware; the work goes on from its checkpoint".into(),
+                        retry_at_ms,
+                    });
+                }
+                self.dirty.jobs.insert(task.clone());
+                self.journal("paused", Some(&task), serde_json::json!({"award_no": no, "reason": reason, "retry_at_ms": retry_at_ms}));
+                self.changed(&task);
+            }
+            News::Completed(result) => {
+                return self.on_result(now, chance, from, &task, no, *result);
+            }
+            News::Failed {
+                code,
+                message,
+                entry,
+            } => {
+                if entry.what
+                    != (Act::Failed {
+                        award_no: no,
+                        code: code.clone(),
+                    })
+                {
+                    return Err(Refused::new(
+                        "entry_mismatch",
+                        "the signed entry states something else",
+                    ));
+                }
+                self.admit_job_entry(now, &task, from, &entry)?;
+                self.award_gone(now, &task, no, Reason::new(&code, message));
+            }
+            News::Canceled {
+                useful_units,
+                entry,
+            } => {
+                if entry.what
+                    != (Act::Stopped {
+                        award_no: no,
+                        useful_units,
+                    })
+                {
+                    return Err(Refused::new(
+                        "entry_mismatch",
+                        "the signed entry states something else",
+                    ));
+                }
+                self.admit_job_entry(now, &task, from, &entry)?;
+                self.on_stopped(now, &task, no, useful_units);
+            }
+        }
+        Ok(())
+    }
+
+    /// The job that awarded `no` to `from`.
+    pub(super) fn job_awarded(
+        &mut self,
+        task: &str,
+        no: u32,
+        from: &str,
+    ) -> Result<&mut Job, Refused> {
+        let job = self
+            .jobs
+            .get_mut(task)
+            .ok_or_else(|| Refused::new("task_unknown", "no live task of ours has this id"))?;
+        if job.heads.equivocated.is_some() {
+            return Err(Refused::new(
+                "task_disputed",
+                "the task is frozen: an author contradicted itself",
+            ));
+        }
+        match job.awards.iter().find(|a| a.no == no) {
+            None => Err(Refused::new(
+                "award_no_unknown",
+                "the task has no award with this number",
+            )),
+            Some(award) if award.executor != from => Err(not_awarded()),
+            Some(_) => Ok(job),
+        }
+    }
+
+    pub(super) fn write_job_entry(&mut self, now: Ms, task: &str, what: Act) -> Entry {
+        let (me, key) = (self.policy.me.clone(), self.policy.key.clone());
+        let Some(job) = self.jobs.get_mut(task) else {
+            return Entry::blank();
+        };
+        let entry = history::write(
+            &mut job.heads,
+            now,
+            Draft {
+                task,
+                requester: &me,
+                author: &me,
+                key: &key,
+                what,
+            },
+        );
+        self.dirty.jobs.insert(task.to_owned());
+        self.put(Row::Entry(Box::new(entry.clone())));
+        entry
+    }
+
+    pub(super) fn admit_job_entry(
+        &mut self,
+        now: Ms,
+        task: &str,
+        from: &str,
+        entry: &Entry,
+    ) -> Result<(), Refused> {
+        let me = self.policy.me.clone();
+        self.entry_belongs(task, &me, from, entry)?;
+        let Some(job) = self.jobs.get_mut(task) else {
+            return Ok(());
+        };
+        let admitted = history::admit(&mut job.heads, now, entry);
+        self.dirty.jobs.insert(task.to_owned());
+        if admitted.as_ref().is_err_and(|e| e.code == "equivocation") {
+            self.journal(
+                "equivocation",
+                Some(task),
+                serde_json::json!({"author": from}),
+            );
+            if let Some(job) = self.jobs.get_mut(task) {
+                job.reason = Some(Reason::new(
+                    "task_disputed",
+                    "an author of the task's history contradicted itself; the task is frozen",
+                ));
+            }
+            if from != self.policy.me {
+                self.edit_peer(from, |peer| peer.frauds = peer.frauds.saturating_add(1));
+            }
+        }
+        if admitted.as_ref().is_ok() || admitted.as_ref().is_err_and(|e| e.code == "equivocation") {
+            self.put(Row::Entry(Box::new(entry.clone())));
+        }
+        admitted
+    }
+
+    /// Moves the money of an award, in the ledger and on its row.
+    pub(super) fn move_award_money(
+        &mut self,
+        now: Ms,
+        task: &str,
+        no: u32,
+        event: Event,
+        amount_mc: u64,
+    ) {
+        let Some(job) = self.jobs.get_mut(task) else {
+            return;
+        };
+        let Some(award) = job.awards.iter_mut().find(|a| a.no == no) else {
+            return;
+        };
+        if award.executor == self.policy.me {
+            award.money = if event == Event::Lock {
+                Money::None
+            } else {
+                award.money
+            };
+            return;
+        }
+        let key = (Side::Requester, award.executor.clone(), task.to_owned(), no);
+        let settled = matches!(award.money, Money::Committed | Money::RolledBack);
+        match self.ledger.apply(&key, event, amount_mc, settled, now) {
+            Ok(Some(transfer)) => {
+                award.money = match transfer.kind {
+                    super::ledger::Kind::Lock => Money::Locked,
+                    super::ledger::Kind::Commit => Money::Committed,
+                    super::ledger::Kind::Rollback => Money::RolledBack,
+                };
+                let npub = transfer.npub.clone();
+                self.dirty.jobs.insert(task.to_owned());
+                self.dirty.accounts.insert(npub);
+                self.out.changes.push(Change::Put(Row::Transfer(transfer)));
+            }
+            Ok(None) => {}
+            Err(refused) => self.journal(
+                "money_refused",
+                Some(task),
+                serde_json::json!({"code": refused.code, "award_no": no}),
+            ),
+        }
+    }
+}
+
+fn not_awarded() -> Refused {
+    Refused::new("not_awarded", "this task was never awarded to the sender")
+}

@@ -1,0 +1,310 @@
+//! Our part when we hire: a job is asked for, and goes to an executor.
+
+use super::Node;
+use super::job::{AwardRow, AwardState, Heads, Job, Marks, Phase, Reason, Route, TaskState};
+use super::ledger::{AMOUNT_MAX_MC, Event, State as Money};
+use super::step::{Ask, Chance, Effect, Ms, Refused, Row, TaskId};
+use crate::wire::entry::{Act, Entry};
+use crate::wire::market::{self, Award};
+use crate::wire::message::Body;
+/// How long an idempotency key holds.
+pub const KEY_TTL_MS: Ms = 7 * 24 * 3600 * 1000;
+
+/// Longest deadline of a task.
+const DEADLINE_MAX_MS: Ms = 366 * 24 * 3600 * 1000;
+
+/// Most awards of one task: enough for every honest failure, an end to every other.
+const AWARDS_MAX: usize = 64;
+
+impl Node {
+    pub(super) fn on_ask(&mut self, now: Ms, chance: &mut Chance, ask: Ask) {
+        let answer = self.ask(now, chance, ask);
+        self.out.effects.push(Effect::Asked(answer));
+    }
+
+    fn ask(&mut self, now: Ms, chance: &mut Chance, ask: Ask) -> Result<TaskId, Refused> {
+        if let Some(key) = &ask.key
+            && let Some((task, fingerprint, expires_ms)) = self.keys.get(key)
+            && *expires_ms > now
+        {
+            return if *fingerprint == ask.fingerprint {
+                Ok(task.clone())
+            } else {
+                Err(Refused::new(
+                    "key_reused",
+                    format!("the key {key:?} was used for another input: choose a new key"),
+                ))
+            };
+        }
+        self.admissible(&ask)?;
+        let task = chance.hex(16);
+        let salt = chance.hex(32);
+        let commitment = market::commitment(&ask.input, &salt)
+            .map_err(|e| Refused::new("input_invalid", e.to_string()))?;
+        let route = match ask.route {
+            Route::Peer(npub) if npub == self.policy.me => Route::Own,
+            other => other,
+        };
+        let job = Job {
+            task: task.clone(),
+            context: chance.hex(16),
+            skill: ask.skill,
+            key: ask.key.clone(),
+            critical: ask.critical,
+            units: ask.plan.as_ref().map_or(0, |p| p.units),
+            output_bytes_max: ask.plan.as_ref().map_or(0, |p| p.output_bytes_max),
+            salt,
+            commitment,
+            max_price_mc: ask.max_price_mc.unwrap_or(self.policy.default_max_price_mc),
+            deadline_ms: now.saturating_add(ask.deadline_ms),
+            route,
+            phase: Phase::Placing,
+            state: TaskState::Submitted,
+            reason: None,
+            awards: Vec::new(),
+            round: 0,
+            offer_expires_ms: 0,
+            window_ends_ms: None,
+            bids: Vec::new(),
+            refusals: Default::default(),
+            again_at_ms: None,
+            outcome: None,
+            spares: Vec::new(),
+            cost_mc: 0,
+            heads: Heads::default(),
+            marks: Marks {
+                asked_ms: now,
+                ..Marks::default()
+            },
+        };
+        self.payload(
+            &task,
+            "input",
+            serde_json::to_vec(&ask.input).unwrap_or_default(),
+        );
+        self.inputs.insert(task.clone(), ask.input);
+        if let Some(key) = ask.key {
+            let expires_ms = now.saturating_add(KEY_TTL_MS);
+            self.keys.insert(
+                key.clone(),
+                (task.clone(), ask.fingerprint.clone(), expires_ms),
+            );
+            self.put(Row::Key {
+                key,
+                task: task.clone(),
+                fingerprint: ask.fingerprint,
+                expires_ms,
+            });
+        }
+        self.journal(
+            "asked",
+            Some(&task),
+            serde_json::json!({"skill": job.skill, "units": job.units, "route": job.route}),
+        );
+        self.jobs.insert(task.clone(), job);
+        self.place(now, &task);
+        Ok(task)
+    }
+
+    fn admissible(&self, ask: &Ask) -> Result<(), Refused> {
+        if let Some(plan) = &ask.plan
+            && plan.output_bytes_max > super::RESULT_BYTES_MAX
+        {
+            return Err(Refused::new(
+                "payload_too_large",
+                "the result would not fit into one envelope",
+            ));
+        }
+        if let Route::Pool(name) = &ask.route
+            && !self.policy.pools.contains(name)
+        {
+            return Err(Refused::new(
+                "pool_unknown",
+                format!("this node is not a member of the pool: {name}"),
+            ));
+        }
+        if ask.max_price_mc.unwrap_or(self.policy.default_max_price_mc) > AMOUNT_MAX_MC {
+            return Err(Refused::new(
+                "amount_range",
+                format!("the price limit is out of range: at most {AMOUNT_MAX_MC} mc"),
+            ));
+        }
+        if ask.deadline_ms == 0 || ask.deadline_ms > DEADLINE_MAX_MS {
+            return Err(Refused::new(
+                "deadline_range",
+                "the deadline must lie within a year from now",
+            ));
+        }
+        let counted = ask.plan.as_ref().is_some_and(|p| p.units > 0);
+        if matches!(&ask.route, Route::Pool(_)) && !counted {
+            let text = format!(
+                "this node cannot count the units of {}: ask a peer directly with `--peer`",
+                ask.skill
+            );
+            return Err(Refused::new("skill_unknown", text));
+        }
+        let own = matches!(&ask.route, Route::Own)
+            || matches!(&ask.route, Route::Peer(p) if *p == self.policy.me);
+        if own && (!counted || !self.policy.skills.iter().any(|s| s.id == ask.skill)) {
+            return Err(Refused::new(
+                "skill_unknown",
+                format!("this node does not have the skill: {}", ask.skill),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Finds the job an executor: the next best bid, a new offer, or the one peer that it is for.
+    pub(super) fn place(&mut self, now: Ms, task: &str) {
+        let Some(job) = self.jobs.get_mut(task) else {
+            return;
+        };
+        self.dirty.jobs.insert(task.to_owned());
+        job.phase = Phase::Placing;
+        job.state = TaskState::Submitted;
+        job.again_at_ms = None;
+        match job.route.clone() {
+            Route::Own => {
+                let me = self.policy.me.clone();
+                self.award(now, task, me, None, None);
+            }
+            Route::Peer(npub) => self.award(now, task, npub, None, None),
+            Route::Pool(pool) => {
+                job.bids.retain(|(_, bid)| bid.expires_ms > now);
+                if job.bids.is_empty() {
+                    self.offer(now, task, &pool);
+                } else {
+                    self.choose(now, task);
+                }
+            }
+        }
+    }
+
+    pub(super) fn award(
+        &mut self,
+        now: Ms,
+        task: &str,
+        executor: String,
+        unit_price_mc: Option<u64>,
+        total_mc: Option<u64>,
+    ) {
+        let Some(job) = self.jobs.get_mut(task) else {
+            return;
+        };
+        let directed = total_mc.is_none();
+        let own = executor == self.policy.me;
+        let no = job.awards.len() as u32 + 1;
+        if job.awards.len() >= AWARDS_MAX {
+            let reason = Reason::new("no_provider", "too many executors gave the job up");
+            self.end(now, task, TaskState::Rejected, reason);
+            return;
+        }
+        // A directed request may be accepted until its deadline; the executor takes off the allowance for clocks.
+        let accept_by_ms = if directed {
+            job.deadline_ms.saturating_add(self.policy.skew_ms)
+        } else {
+            now.saturating_add(self.policy.accept_within_ms)
+                .min(job.deadline_ms)
+        };
+        let settle_by_ms = job.deadline_ms.saturating_add(self.policy.settle_within_ms);
+        let cap_mc = if own {
+            0
+        } else {
+            total_mc.unwrap_or(job.max_price_mc)
+        };
+        let input = self
+            .inputs
+            .get(task)
+            .cloned()
+            .unwrap_or(serde_json::Value::Null);
+        let mut award = Award {
+            task: job.task.clone(),
+            context: job.context.clone(),
+            award_no: no,
+            skill: job.skill.clone(),
+            input,
+            salt: job.salt.clone(),
+            commitment: job.commitment.clone(),
+            units: job.units,
+            unit_price_mc,
+            max_price_mc: cap_mc,
+            accept_by_ms,
+            result_by_ms: job.deadline_ms,
+            settle_by_ms,
+            lease_ttl_ms: self.policy.lease_ttl_ms,
+            max_hibernate_s: self.policy.max_hibernate_s,
+            on_cancel: self.policy.on_cancel.clone(),
+            // What this node does not know it cannot verify, and says so in the terms.
+            verification: if job.units == 0 {
+                "none".to_owned()
+            } else {
+                self.policy.verification.clone()
+            },
+            lct: self.policy.lct.clone(),
+            binding: self.policy.binding.clone(),
+            relays: self.policy.relays.clone(),
+            entry: Entry::blank(),
+        };
+        let terms = award.terms_hash().unwrap_or_default();
+        let what = Act::Awarded {
+            award_no: no,
+            executor: executor.clone(),
+            terms: terms.clone(),
+        };
+        award.entry = self.write_job_entry(now, task, what);
+        let Some(job) = self.jobs.get_mut(task) else {
+            return;
+        };
+        job.awards.push(AwardRow {
+            no,
+            executor: executor.clone(),
+            state: AwardState::Sent,
+            money: Money::None,
+            cap_mc,
+            unit_price_mc,
+            terms,
+            accept_by_ms,
+            settle_by_ms,
+            lease_until_ms: 0,
+            paused_since_ms: None,
+            units_done: 0,
+            useful_units: None,
+        });
+        job.phase = Phase::Awarded;
+        job.marks.awarded_ms = now;
+        job.window_ends_ms = None;
+        job.reason = Some(Reason::until(
+            "waiting_for_accept",
+            "awarded; the executor has not answered yet",
+            accept_by_ms,
+        ));
+        self.journal(
+            "award",
+            Some(task),
+            serde_json::json!({"award_no": no, "executor": executor, "cap_mc": cap_mc}),
+        );
+        self.move_award_money(now, task, no, Event::Lock, cap_mc);
+        if !own
+            && self
+                .jobs
+                .get(task)
+                .and_then(Job::current)
+                .is_some_and(|a| a.money != Money::Locked)
+        {
+            self.end(
+                now,
+                task,
+                TaskState::Failed,
+                Reason::new("amount_range", "the book cannot hold this amount"),
+            );
+            return;
+        }
+        let body = if directed {
+            Body::Request(Box::new(award))
+        } else {
+            Body::Award(Box::new(award))
+        };
+        self.send_peer(&executor, body, settle_by_ms);
+        self.changed(task);
+    }
+}

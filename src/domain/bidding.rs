@@ -1,0 +1,277 @@
+//! Our part when a job is offered: whether this node would do it, for whom, and at which price.
+
+use super::Node;
+use super::ledger::AMOUNT_MAX_MC;
+use super::mark::Promise;
+use super::peer::Tier;
+use super::step::{Addressee, Incoming, Ms, Refused};
+use crate::wire::market::{Bid, Decline, Offer};
+use crate::wire::message::Body;
+
+/// What the executor agrees to, before it is an engagement.
+pub(super) struct Deal {
+    pub(super) tier: Tier,
+    pub(super) units: u32,
+    pub(super) unit_price_mc: u64,
+    pub(super) total_mc: u64,
+}
+
+impl Node {
+    pub(super) fn on_offer(
+        &mut self,
+        now: Ms,
+        incoming: &Incoming,
+        offer: &Offer,
+    ) -> Result<(), Refused> {
+        if offer.expires_ms <= now || offer.result_by_ms <= now {
+            return Err(Refused::new("offer_expired", "the offer has expired"));
+        }
+        let owner = format!("{}/{}", incoming.from, offer.task);
+        if self.marks.get(&owner).is_some_and(|m| m.canceled) {
+            return Err(Refused::new(
+                "offer_withdrawn",
+                "the requester has canceled this task",
+            ));
+        }
+        if self.policy.skills.is_empty() {
+            return Ok(());
+        }
+        let to = Addressee::Reply(offer.reply.clone());
+        let deal = match self.would_bid(now, &incoming.from, &owner, offer) {
+            Ok(deal) => deal,
+            Err(refused) => {
+                let retry_at_ms = refused.retry_at_ms;
+                let decline = Decline {
+                    task: offer.task.clone(),
+                    requester: incoming.from.clone(),
+                    award_no: 0,
+                    code: refused.code,
+                    message: refused.message,
+                    retry_at_ms,
+                    entry: None,
+                };
+                self.send(
+                    to,
+                    Body::Decline(Box::new(decline)),
+                    false,
+                    offer.relays.clone(),
+                    offer.expires_ms,
+                );
+                return Ok(());
+            }
+        };
+        let queue = self.work.values().filter(|w| w.is_work()).count() as u32;
+        let eta = self
+            .policy
+            .skills
+            .iter()
+            .find(|s| s.id == offer.skill)
+            .map_or(0, |s| s.unit_eta_ms);
+        let bid = Bid {
+            task: offer.task.clone(),
+            requester: incoming.from.clone(),
+            round: offer.round,
+            total_mc: deal.total_mc,
+            unit_price_mc: deal.unit_price_mc,
+            eta_ms: eta
+                .saturating_mul(u64::from(deal.units))
+                .saturating_mul(u64::from(queue) + 1),
+            device: self.policy.device.clone(),
+            queue,
+            lct: self.policy.lct.clone(),
+            binding: self.policy.binding.clone(),
+            relays: self.policy.relays.clone(),
+            expires_ms: offer
+                .expires_ms
+                .saturating_add(self.policy.accept_within_ms),
+        };
+        let until = bid
+            .expires_ms
+            .saturating_add(self.policy.accept_within_ms)
+            .saturating_add(self.policy.skew_ms)
+            .min(offer.result_by_ms);
+        self.mark(&owner, until).bid = Some(Promise {
+            unit_price_mc: deal.unit_price_mc,
+            units: deal.units,
+        });
+        self.journal(
+            "bid_made",
+            Some(&offer.task),
+            serde_json::json!({"to": incoming.from, "total_mc": bid.total_mc}),
+        );
+        self.send(
+            to,
+            Body::Bid(Box::new(bid)),
+            false,
+            offer.relays.clone(),
+            offer.expires_ms,
+        );
+        Ok(())
+    }
+
+    /// Whether this node bids on an offer. A bid is a promise, so everything is asked here that an award is asked later.
+    fn would_bid(&self, now: Ms, from: &str, owner: &str, offer: &Offer) -> Result<Deal, Refused> {
+        if self.owner.paused.is_some() || self.stopping {
+            let until = self.owner.paused.as_ref().and_then(|p| p.until_ms);
+            return Err(
+                Refused::new("owner_paused", "the owner has paused foreign work").retry_at(until),
+            );
+        }
+        if offer.units == 0 {
+            return Err(Refused::new(
+                "units_missing",
+                "the offer does not say how many units it has",
+            ));
+        }
+        if offer.output_bytes_max > super::RESULT_BYTES_MAX {
+            return Err(Refused::new(
+                "payload_too_large",
+                "the result would not fit into one envelope",
+            ));
+        }
+        if !self.room_for_mark(from, owner) {
+            return Err(Refused::new("too_many_bids", "too many bids are open here")
+                .retry_at(Some(now.saturating_add(10_000))));
+        }
+        let deal = self.would_do(
+            now,
+            from,
+            &offer.skill,
+            offer.units,
+            None,
+            offer.max_price_mc,
+        )?;
+        self.turn(now, from, &offer.skill)?;
+        Ok(deal)
+    }
+
+    /// Whether this node would do such a job for this peer, and at which price. `agreed` is the price that the award
+    /// names and whether we have bid it.
+    pub(super) fn would_do(
+        &self,
+        now: Ms,
+        from: &str,
+        skill: &str,
+        units: u32,
+        agreed: Option<(u64, bool)>,
+        max_price_mc: u64,
+    ) -> Result<Deal, Refused> {
+        let peer = self.peer(from);
+        if self.is_local(from) {
+            return Ok(Deal {
+                tier: Tier::Own,
+                units,
+                unit_price_mc: 0,
+                total_mc: 0,
+            });
+        }
+        let price = self.policy.unit_price_mc(&peer, skill)?;
+        if agreed.is_some_and(|(agreed, bid)| agreed < price && !bid) {
+            return Err(Refused::new(
+                "price_too_low",
+                format!("the price here is {price} mc a unit"),
+            ));
+        }
+        let price = agreed.map_or(price, |(agreed, _)| agreed);
+        let total = u64::from(units)
+            .checked_mul(price)
+            .filter(|t| *t <= max_price_mc && *t <= AMOUNT_MAX_MC);
+        let total = total.ok_or_else(|| {
+            Refused::new(
+                "price_too_low",
+                format!("{units} units at {price} mc are above the {max_price_mc} mc offered"),
+            )
+        })?;
+        let permission = self.policy.permission(&peer, skill);
+        permission.admits_price(total)?;
+        let open = self
+            .work
+            .values()
+            .filter(|w| w.requester == from && w.is_work())
+            .count();
+        let most = permission
+            .concurrency
+            .unwrap_or(self.policy.tasks_per_peer_max)
+            .min(self.policy.tasks_per_peer_max);
+        if open >= most as usize {
+            let refused = Refused::new(
+                "too_many_tasks",
+                format!("{open} tasks of this peer are open here already"),
+            );
+            return Err(refused.retry_at(Some(now.saturating_add(2_000))));
+        }
+        self.credit(&peer, total, permission.budget_mc)?;
+        Ok(Deal {
+            tier: peer.tier,
+            units,
+            unit_price_mc: price,
+            total_mc: total,
+        })
+    }
+
+    /// Whether `total_mc` more fits into the credit that the owner grants.
+    fn credit(
+        &self,
+        peer: &super::peer::Peer,
+        total_mc: u64,
+        budget_mc: Option<u64>,
+    ) -> Result<(), Refused> {
+        if total_mc == 0 {
+            return Ok(());
+        }
+        let own = self.ledger.exposure_mc(&peer.npub);
+        if budget_mc.is_some_and(|budget| own.saturating_add(total_mc) > budget) {
+            return Err(Refused::new(
+                "budget_exhausted",
+                format!("{total_mc} mc more would exceed the budget of this peer ({own} mc used)"),
+            ));
+        }
+        let limit = self.policy.limit_mc(peer);
+        let exposure = if peer.tier == Tier::Stranger {
+            // One cap over all strangers together.
+            let strangers = self.ledger.accounts().filter(|a| {
+                self.peers
+                    .get(&a.npub)
+                    .is_none_or(|p| p.tier == Tier::Stranger)
+                    && a.npub != super::ledger::SELF
+            });
+            strangers
+                .map(|a| self.ledger.exposure_mc(&a.npub))
+                .fold(0, u64::saturating_add)
+        } else {
+            self.ledger.exposure_mc(&peer.npub)
+        };
+        if exposure.saturating_add(total_mc) <= limit {
+            return Ok(());
+        }
+        let code = if limit == 0 {
+            "credit_required"
+        } else {
+            "credit_exhausted"
+        };
+        Err(Refused::new(
+            code,
+            format!(
+                "{total_mc} mc more would exceed the {limit} mc of credit granted ({exposure} mc used)"
+            ),
+        ))
+    }
+
+    /// Whether one more task of this peer fits into its rate; own nodes have none.
+    pub(super) fn turn(&self, now: Ms, from: &str, skill: &str) -> Result<(), Refused> {
+        let peer = self.peer(from);
+        let rate = match peer.tier {
+            Tier::Own => return Ok(()),
+            _ => self
+                .policy
+                .permission(&peer, skill)
+                .rate_per_min
+                .unwrap_or(u32::MAX),
+        };
+        peer.turn(now, rate).map_err(|ms| {
+            let text =
+                format!("more than {rate} new tasks a minute; try again in milliseconds: {ms}");
+            Refused::new("rate_limited", text).retry_at(Some(now.saturating_add(ms)))
+        })
+    }
+}

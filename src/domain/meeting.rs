@@ -1,0 +1,276 @@
+//! Whom we meet: what a verified message shows of its author, and to whom in this room it goes.
+
+use std::collections::BTreeSet;
+
+use super::Node;
+use super::peer::{AdFacts, Peer, Tier};
+use super::step::{Chance, Change, Effect, Incoming, Ms, Refused};
+use crate::wire::binding::{Binding, BoundKeys};
+use crate::wire::entry::Entry;
+use crate::wire::market::Ad;
+use crate::wire::message::Body;
+
+impl Node {
+    pub(super) fn on_trust(&mut self, now: Ms, npub: &str, tier: Tier, limit_mc: Option<u64>) {
+        self.edit_peer(npub, |peer| {
+            peer.tier = tier;
+            peer.limit_mc = limit_mc;
+            peer.disputed = false;
+        });
+        self.write_off(now, npub);
+        self.journal(
+            "trust",
+            None,
+            serde_json::json!({"npub": npub, "tier": tier, "limit_mc": limit_mc}),
+        );
+        self.out.effects.push(Effect::Done(Ok(())));
+    }
+
+    pub(super) fn on_forget(&mut self, npub: &str) {
+        let awarded = self
+            .jobs
+            .values()
+            .any(|j| j.is_live() && j.awards.iter().any(|a| a.executor == npub));
+        let answer = if awarded
+            || self
+                .work
+                .values()
+                .any(|w| w.is_live() && w.requester == npub)
+        {
+            Err(Refused::new(
+                "peer_busy",
+                "work or money is open with this peer: try again when it is settled",
+            ))
+        } else if self.peers.remove(npub).is_some() {
+            self.dirty.peers.remove(npub);
+            self.out.changes.push(Change::DropPeer(npub.to_owned()));
+            Ok(())
+        } else {
+            Err(Refused::new("peer_unknown", "no such peer is known here"))
+        };
+        self.out.effects.push(Effect::Done(answer));
+    }
+
+    pub(super) fn on_message(&mut self, now: Ms, chance: &mut Chance, incoming: Incoming) {
+        let from = incoming.from.clone();
+        if let Err(refused) = self.meet(now, &incoming) {
+            self.out.effects.push(Effect::Dropped {
+                code: refused.code,
+                from,
+            });
+            return;
+        }
+        let outcome = match &incoming.body {
+            Body::Ad(ad) => self.on_ad(now, &incoming, ad),
+            Body::Offer(offer) if incoming.from != self.policy.me => {
+                self.on_offer(now, &incoming, offer)
+            }
+            Body::Offer(_) => Ok(()),
+            Body::Withdraw(withdraw) => {
+                self.supersede_work(now, &from, &withdraw.task, withdraw.below_award_no);
+                Ok(())
+            }
+            Body::Bid(bid) => self.on_bid(now, &incoming, bid),
+            Body::Decline(decline) => self.on_decline(now, &incoming, decline),
+            Body::Award(award) | Body::Request(award) => self.on_award(now, &incoming, award),
+            Body::Accept(accept) => self.on_accept(now, &from, accept),
+            Body::Update(update) => self.on_update(now, chance, &from, (**update).clone()),
+            Body::Cancel(cancel) => self.on_cancel_message(now, &from, &cancel.task, &cancel.entry),
+            Body::Receipt(receipt) => self.on_receipt(now, &from, receipt),
+            Body::Refusal(refusal) => self.on_refusal(now, &from, refusal),
+            Body::Ack(_) => Ok(()),
+        };
+        if let Err(refused) = outcome {
+            self.out.effects.push(Effect::Dropped {
+                code: refused.code,
+                from,
+            });
+        }
+    }
+
+    pub(super) fn on_ad(&mut self, now: Ms, incoming: &Incoming, ad: &Ad) -> Result<(), Refused> {
+        let Some(pool) = incoming.pool.clone() else {
+            return Err(Refused::new("ad_direct", "an ad belongs into a pool"));
+        };
+        if incoming.from == self.policy.me || ad.expires_ms <= now {
+            return Ok(());
+        }
+        let horizon = now.saturating_add(24 * 3600 * 1000);
+        let facts = AdFacts {
+            skills: ad.skills.iter().take(64).cloned().collect(),
+            queue: ad.queue,
+            paused: ad.paused,
+            expires_ms: ad.expires_ms.min(horizon),
+            pool,
+        };
+        let news = self
+            .peers
+            .get(&incoming.from)
+            .is_none_or(|p| p.ad.as_ref().is_none_or(|old| old.expires_ms <= now));
+        self.edit_peer(&incoming.from, |peer| peer.ad = Some(facts));
+        if news {
+            self.journal(
+                "ad",
+                None,
+                serde_json::json!({"from": incoming.from, "lct": ad.lct}),
+            );
+        }
+        Ok(())
+    }
+
+    /// Remembers what a verified message shows of its author.
+    ///
+    /// # Errors
+    /// The codes of [`Binding::succeeds`] for keys that are not, or not provably, the author's: then nothing is remembered.
+    pub(super) fn meet(&mut self, now: Ms, incoming: &Incoming) -> Result<(), Refused> {
+        if incoming.from == self.policy.me {
+            return Ok(());
+        }
+        let (lct, relays) = match &incoming.body {
+            Body::Ad(ad) => (Some(&ad.lct), Some(&ad.relays)),
+            Body::Bid(bid) => (Some(&bid.lct), Some(&bid.relays)),
+            Body::Award(a) | Body::Request(a) => (Some(&a.lct), Some(&a.relays)),
+            Body::Accept(a) => (Some(&a.lct), Some(&a.relays)),
+            Body::Offer(o) => (None, Some(&o.relays)),
+            _ => (None, None),
+        };
+        let peer = self.peer(&incoming.from);
+        let mut met = peer.clone();
+        if let Some(keys) = &incoming.keys {
+            bind(&mut met, now, keys, binding_of(&incoming.body))?;
+        }
+        if met.epoch > peer.epoch {
+            self.journal(
+                "keys_rotated",
+                None,
+                serde_json::json!({"npub": incoming.from, "epoch": met.epoch}),
+            );
+        }
+        if let Some(lct) = lct.filter(|lct| lct.len() <= 256) {
+            met.lct.clone_from(lct);
+        }
+        if let Some(relays) = relays {
+            met.relays = relays
+                .iter()
+                .filter(|r| r.len() <= 256)
+                .take(8)
+                .cloned()
+                .collect();
+        }
+        let stale = now.saturating_sub(met.last_seen_ms) > 60_000;
+        if met != peer || stale {
+            met.last_seen_ms = now;
+            self.make_room(&incoming.from);
+            self.dirty.peers.insert(incoming.from.clone());
+        }
+        self.peers.insert(incoming.from.clone(), met);
+        Ok(())
+    }
+
+    /// Forgets the stranger unseen for longest when too many are known.
+    pub(super) fn make_room(&mut self, newcomer: &str) {
+        if self.peers.len() < self.policy.peers_max as usize || self.peers.contains_key(newcomer) {
+            return;
+        }
+        let busy: BTreeSet<&str> = self.ledger.locks().map(|(key, _)| key.1.as_str()).collect();
+        let idle = |p: &&Peer| {
+            p.tier == Tier::Stranger
+                && !p.disputed
+                && self.ledger.account(&p.npub).posted_mc == 0
+                && !busy.contains(p.npub.as_str())
+        };
+        let oldest = self
+            .peers
+            .values()
+            .filter(idle)
+            .min_by_key(|p| p.last_seen_ms)
+            .map(|p| p.npub.clone());
+        if let Some(npub) = oldest {
+            self.peers.remove(&npub);
+            self.out.changes.push(Change::DropPeer(npub));
+        }
+    }
+
+    /// The entry is about this task, by its sender, under the sender's bound key.
+    pub(super) fn entry_belongs(
+        &self,
+        task: &str,
+        requester: &str,
+        from: &str,
+        entry: &Entry,
+    ) -> Result<(), Refused> {
+        if entry.task != task || entry.requester != requester || entry.author != from {
+            return Err(Refused::new(
+                "entry_mismatch",
+                "the signed entry is about another task or by another author",
+            ));
+        }
+        let bound = if from == self.policy.me {
+            self.policy.key == entry.key
+        } else {
+            self.peers.get(from).is_some_and(|p| p.owns(&entry.key))
+        };
+        if !bound {
+            return Err(Refused::new(
+                "key_unbound",
+                "the entry's key is not bound to its author",
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn binding_of(body: &Body) -> Option<&Binding> {
+    match body {
+        Body::Ad(ad) => Some(&ad.binding),
+        Body::Bid(bid) => Some(&bid.binding),
+        Body::Award(a) | Body::Request(a) => Some(&a.binding),
+        Body::Accept(a) => Some(&a.binding),
+        _ => None,
+    }
+}
+
+/// Ties verified keys to a peer. Keys once bound change only by a rotation that the old key has signed.
+fn bind(
+    peer: &mut Peer,
+    now: Ms,
+    keys: &BoundKeys,
+    binding: Option<&Binding>,
+) -> Result<(), Refused> {
+    let (key, x25519) = (hex::encode(keys.ed25519), hex::encode(keys.x25519));
+    if let Some(old) = peer.key.clone() {
+        let same = old == key && peer.x25519.as_ref() == Some(&x25519);
+        if same && peer.epoch == keys.epoch {
+            return Ok(());
+        }
+        let known = BoundKeys {
+            ed25519: bytes_of(&old)?,
+            x25519: bytes_of(peer.x25519.as_deref().unwrap_or_default())?,
+            epoch: peer.epoch,
+            ..keys.clone()
+        };
+        let binding = binding.ok_or_else(unbound)?;
+        let proven = binding
+            .succeeds(&known, now / 1000)
+            .map_err(|e| Refused::new(e.code(), e.to_string()))?;
+        if proven != *keys {
+            return Err(unbound());
+        }
+        // What the old key has signed may still be on its way.
+        peer.key_before = Some(old);
+    }
+    peer.key = Some(key);
+    peer.x25519 = Some(x25519);
+    peer.epoch = keys.epoch;
+    Ok(())
+}
+
+fn bytes_of(text: &str) -> Result<[u8; 32], Refused> {
+    let mut bytes = [0u8; 32];
+    hex::decode_to_slice(text, &mut bytes).map_err(|_| unbound())?;
+    Ok(bytes)
+}
+
+fn unbound() -> Refused {
+    Refused::new("key_unbound", "the keys are not bound to their author")
+}

@@ -1,0 +1,8 @@
+//! What the decisions promise, one file per promise: money, history, matching, hostile input, the same bytes everywhere.
+
+mod claims;
+mod history;
+mod hostile;
+mod ledger;
+mod pair;
+mod same_bytes;
