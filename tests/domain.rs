@@ -4,5 +4,7 @@ mod claims;
 mod history;
 mod hostile;
 mod ledger;
-mod pair;
+mod market;
+pub(crate) mod pair;
+mod rotation;
 mod same_bytes;

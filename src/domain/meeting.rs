@@ -243,13 +243,15 @@ fn bind(
         if same && peer.epoch == keys.epoch {
             return Ok(());
         }
+        let binding = binding.ok_or_else(unbound)?;
         let known = BoundKeys {
             ed25519: bytes_of(&old)?,
             x25519: bytes_of(peer.x25519.as_deref().unwrap_or_default())?,
             epoch: peer.epoch,
+            // Not remembered: it is the binding's word against itself.
+            peer_id: binding.statement.peer_id.clone(),
             ..keys.clone()
         };
-        let binding = binding.ok_or_else(unbound)?;
         let proven = binding
             .succeeds(&known, now / 1000)
             .map_err(|e| Refused::new(e.code(), e.to_string()))?;

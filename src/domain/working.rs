@@ -266,7 +266,7 @@ impl Node {
         }
     }
 
-    fn keep_alive(&mut self, now: Ms, key: &EngagementKey) {
+    pub(super) fn keep_alive(&mut self, now: Ms, key: &EngagementKey) {
         let Some(work) = self.work.get_mut(key) else {
             return;
         };
@@ -285,6 +285,7 @@ impl Node {
             work.relays.clone(),
             work.lease_ttl_ms,
         );
+        self.rewake_work(key);
         if requester != self.policy.me {
             self.send(
                 Addressee::Peer(requester),

@@ -7,6 +7,7 @@ use legiond::domain::policy::{Policy, SkillFacts};
 use legiond::domain::step::{
     Addressee, Chance, Change, Effect, Findings, Incoming, Input, LaborNews, Step,
 };
+use legiond::wire::binding::BoundKeys;
 use legiond::wire::market::{Ad, AdSkill};
 use legiond::wire::message::Body;
 use legiond::wire::proof::Evidence;
@@ -123,12 +124,32 @@ impl Hall {
             body,
             Body::Ad(_) | Body::Bid(_) | Body::Award(_) | Body::Request(_) | Body::Accept(_)
         );
+        let keys = keyed.then(|| bound(from));
         let incoming = Incoming {
             from: self.npub(from),
             body,
             pool,
             plan,
-            keys: keyed.then(|| bound(from)),
+            keys,
+        };
+        self.give(to, Input::Message(Box::new(incoming)))
+    }
+
+    /// A direct message of somebody who is no node here.
+    pub(crate) fn hand_as(
+        &mut self,
+        from: &str,
+        to: usize,
+        body: Body,
+        keys: Option<BoundKeys>,
+    ) -> Step {
+        let pool = matches!(body, Body::Ad(_)).then(|| "legion".to_owned());
+        let incoming = Incoming {
+            from: from.to_owned(),
+            body,
+            pool,
+            plan: None,
+            keys,
         };
         self.give(to, Input::Message(Box::new(incoming)))
     }

@@ -101,6 +101,7 @@ pub(crate) enum Event {
     Jump(usize, i64),
     Suspend(usize, u64),
     Resend(usize),
+    Owner(usize, Box<Input>),
 }
 
 /// How rough the world is, percent each.
@@ -559,7 +560,9 @@ impl World {
             let wake = wake.saturating_add_signed(-skew).max(self.now);
             assert!(
                 wake > self.now || self.machines[at].wake != self.now,
-                "a timer spins: {:?}",
+                "a timer spins: {:?} {:?} {:?}",
+                self.node(at).work(),
+                self.node(at).owner(),
                 self.node(at).jobs()
             );
             if wake != self.machines[at].wake {
@@ -651,6 +654,9 @@ impl World {
                 self.machines[at].wake = u64::MAX;
                 self.at(wake, Event::Online(at));
                 self.machines[at].online = false;
+            }
+            Event::Owner(at, input) => {
+                self.input(at, *input);
             }
             Event::Resend(at) => {
                 if self.machines[at].node.is_some() {
