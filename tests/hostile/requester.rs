@@ -369,3 +369,37 @@ fn two_statements_with_one_number_are_kept_against_their_author() {
     let next = request(&mut eve, &hex, tiny(), |_| {});
     assert_eq!(eve.hear_decline(&next), "credit_required");
 }
+
+/// "Somebody else was first" gives up a claim only to a requester that has also withdrawn the award.
+#[test]
+fn work_is_not_had_for_nothing_by_calling_it_superseded() {
+    let target = Target::start();
+    let node = &target.node;
+    let mut eve = target.trusted(100);
+    let hex = key_of(node);
+    let task = request(&mut eve, &hex, tiny(), |_| {});
+    let proof = eve.hear_result(&task).proof.hash().unwrap();
+    let claim = Evidence {
+        code: "superseded".into(),
+        unit: None,
+        expected: String::new(),
+        received: String::new(),
+    };
+    let body = eve.refusal(&task, 1, proof, claim);
+    eve.say(&hex, body);
+    refused(node, &mut eve, "duplicate", 0, |_| {});
+    assert_eq!(
+        target.account(&eve)["pending_owed_to_us_mc"],
+        1,
+        "given up for a word"
+    );
+    let withdraw = Withdraw {
+        task,
+        below_award_no: 2,
+    };
+    eve.say(&hex, Body::Withdraw(withdraw));
+    until("the release", || {
+        (target.account(&eve)["pending_owed_to_us_mc"] == 0).then_some(())
+    });
+    assert_eq!(target.account(&eve)["posted_mc"], 0);
+}
