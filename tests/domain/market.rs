@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use legiond::domain::engagement::Stage;
 use legiond::domain::job::{Phase, Route, TaskState};
 use legiond::domain::peer::Tier;
-use legiond::domain::policy::{Permission, Policy};
+use legiond::domain::policy::{Permission, Policy, Rule};
 use legiond::domain::step::{Effect, Input, LaborNews, PauseMode, Step};
 use legiond::wire::market::Bid;
 use legiond::wire::message::{Body, News, Update};
@@ -47,16 +47,16 @@ fn permitted(permission: Permission, level: usize) -> impl Fn(usize, &mut Policy
         if at == 1 {
             let all = &mut policy.permissions;
             let requester = crate::sim::policy::policy(0).me;
-            let levels: [(&mut BTreeMap<String, Permission>, &str); 4] = [
-                (&mut all.tier, "trusted"),
-                (&mut all.role, "worker"),
-                (&mut all.skill, SKILL),
-                (&mut all.peer, &requester),
-            ];
-            for (n, (map, name)) in levels.into_iter().enumerate() {
-                if n == level {
-                    map.insert(name.to_owned(), permission.clone());
-                }
+            let named = |at: usize, name: &str| (level == at).then(|| name.to_owned());
+            if level == 0 {
+                all.tier.insert("trusted".to_owned(), permission.clone());
+            } else {
+                all.rules.push(Rule {
+                    role: named(1, "worker"),
+                    skill: named(2, SKILL),
+                    peer: named(3, &requester),
+                    permission: permission.clone(),
+                });
             }
         }
     }
@@ -177,7 +177,7 @@ proptest! {
         }
     }
 
-    /// Whatever the levels say together, the narrowest holds.
+    /// Of several exceptions the narrowest holds, and each holds instead of the tier.
     #[test]
     fn permissions_combine_to_the_narrowest(
         caps in proptest::collection::vec(proptest::option::of((1u64..50, 1u32..9, 1u32..9, 0u64..9, 0u8..8)), 4),
@@ -186,11 +186,12 @@ proptest! {
         for (level, cap) in caps.iter().enumerate() {
             if let Some((budget, concurrency, rate, price, deny)) = cap {
                 let permission = Permission {
-                    deny: *deny == 0,
+                    allow: Some(*deny != 0),
                     budget_mc: Some(*budget),
                     unit_price_mc: Some(*price),
                     concurrency: Some(*concurrency),
                     rate_per_min: Some(*rate),
+                    ..Permission::default()
                 };
                 permitted(permission, level)(1, &mut policy);
             }
@@ -198,18 +199,21 @@ proptest! {
         let mut peer = legiond::domain::peer::Peer::stranger(&crate::sim::policy::policy(0).me);
         peer.tier = Tier::Trusted;
         peer.lct = "lct:0#worker".into();
-        let set: Vec<_> = caps.iter().flatten().collect();
+        // The exceptions narrow each other, and stand in the place of the tier where they say something.
+        let rules: Vec<_> = caps.iter().skip(1).flatten().collect();
+        let set: Vec<_> = if rules.is_empty() { caps.iter().flatten().collect() } else { rules };
         let all = policy.permission(&peer, SKILL);
         prop_assert_eq!(all.budget_mc, set.iter().map(|c| c.0).min());
         prop_assert_eq!(all.concurrency, set.iter().map(|c| c.1).min());
         prop_assert_eq!(all.rate_per_min, set.iter().map(|c| c.2).min());
-        prop_assert_eq!(all.unit_price_mc, set.last().map(|c| c.3), "the most particular price");
-        prop_assert_eq!(all.deny, set.iter().any(|c| c.4 == 0));
+        prop_assert_eq!(all.unit_price_mc, set.iter().map(|c| c.3).min());
+        prop_assert_eq!(all.admits(SKILL), set.iter().all(|c| c.4 != 0));
         // Another skill, role, peer or tier has nothing to do with it.
         peer.npub = "ff".repeat(32);
         peer.tier = Tier::Stranger;
         peer.lct = "lct:0#guest".into();
-        prop_assert_eq!(policy.permission(&peer, "other"), Permission::default());
+        let open = Permission { allow: Some(true), ..Permission::default() };
+        prop_assert_eq!(policy.permission(&peer, "other"), open);
     }
 }
 
@@ -219,7 +223,7 @@ fn each_level_narrows_what_may_be_asked() {
     for level in 0..4 {
         let with = |permission| Hall::with(2, permitted(permission, level));
         let mut hall = with(Permission {
-            deny: true,
+            allow: Some(false),
             ..Permission::default()
         });
         let (_, request) = hall.directed(8);
