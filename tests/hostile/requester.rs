@@ -62,6 +62,9 @@ fn input_against_the_schema_and_impossible_terms_are_declined_with_the_reason() 
         let task = request(&mut eve, &hex, input.clone(), |_| {});
         assert_eq!(eve.hear_decline(&task), "input_invalid", "{input}");
     }
+    // The reason quotes the input: it stays short enough to arrive.
+    let task = request(&mut eve, &hex, json!({"x".repeat(18_000): 1}), |_| {});
+    assert_eq!(eve.hear_decline(&task), "input_invalid");
     // Beyond 2^53 nothing can be committed to.
     for paths in [1u64 << 53, u64::MAX] {
         let task = request(&mut eve, &hex, with("paths", json!(paths)), |_| {});
