@@ -30,7 +30,7 @@ const CHUNK: usize = 64;
 const RECENT_WRAPS: usize = 65_536;
 /// Verified bindings remembered.
 const BINDINGS_MAX: usize = 4_096;
-/// Wraps opened per second and pool (`limits.pool_decrypts_per_s`); what is beyond is announced again by its author.
+/// Wraps opened per second and pool; what is beyond is announced again by its author.
 const POOL_DECRYPTS_PER_S: u32 = 500;
 /// Without any relay after this long the node goes on by itself.
 const ALONE_AFTER: Duration = Duration::from_secs(5);
@@ -131,6 +131,7 @@ impl Opener {
         belongs(verified, &body)?;
         bounds::check(&body, now_s.saturating_mul(1000)).map_err(|e| e.code())?;
         bounds::keep_public_relays(&mut body);
+        bounds::cut_texts(&mut body);
         if body.entry().is_some_and(|entry| !entry.is_signed()) {
             return Err("entry_signature");
         }

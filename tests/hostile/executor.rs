@@ -99,6 +99,19 @@ fn only_the_winner_speaks_for_an_award_and_only_of_what_was_agreed() {
     refused(node, &mut eve, "entry_missing", 1, |eve| {
         eve.say(&hex, Body::Decline(Box::new(decline(&award, &hex, 1, "x"))));
     });
+    refused(node, &mut eve, "bounds_exceeded", 3, |eve| {
+        let code = "c".repeat(10_000);
+        let mut body = decline(&award, &hex, 1, &code);
+        let what = Act::Declined { award_no: 1, code };
+        body.entry = Some(eve.entry(&hex, &award.task, what));
+        eve.say(&hex, Body::Decline(Box::new(body)));
+        let mut body = eve.accept(&hex, &award, |a| a.lct = "l".repeat(300));
+        eve.say(&hex, Body::Accept(Box::new(body.clone())));
+        body.lct.clear();
+        body.entry.heads = vec![String::new(); 200];
+        eve.sign(&mut body.entry);
+        eve.say(&hex, Body::Accept(Box::new(body)));
+    });
     refused(node, &mut eve, "entry_mismatch", 2, |eve| {
         let mut body = eve.accept(&hex, &award, |_| {});
         body.entry.what = Act::Accepted {

@@ -1,12 +1,17 @@
 //! The content of a rumor: JSON-RPC, versions, audiences, numbers, bounds, bindings, signatures.
 
+use legiond::identity::Identity;
 use legiond::wire::binding::Binding;
+use legiond::wire::canonical;
 use legiond::wire::entry::Act;
 use legiond::wire::message::{Body, Cancel, News, Update};
 use serde_json::{Value, json};
 
 use super::Target;
-use crate::support::stranger::{Stranger, key_of, now_s, pool_key, refused, task_id, tiny};
+use crate::support::stranger::{
+    Stranger, dropped, key_of, now_s, pool_key, refused, task_id, tiny,
+};
+use crate::support::world::until;
 
 fn working() -> Body {
     let news = News::Working {
@@ -262,23 +267,54 @@ fn copied_expired_and_forged_bindings_bind_nothing() {
         ask(eve, binding);
     });
 
-    // Bound once: a key of a later epoch that the first did not sign, and even one that it did, does not replace it.
+    // Bound once. Whoever gets hold of the Nostr key alone cannot put other proof keys in place of the bound ones: not under the
+    // same epoch, not under a later one, which the old proof key has to sign, and not under an earlier one.
     let task = task_id();
     let award = eve.award(&hex, &task, tiny(), |_| {});
     eve.say(&hex, Body::Request(Box::new(award)));
     eve.hear_result(&task);
     let words = legiond::identity::Mnemonic::generate().unwrap();
-    let thief =
-        legiond::identity::Identity::derive(&words, eve.identity.public().lct.clone(), 1).unwrap();
-    refused(node, &mut eve, "key_unbound", 1, |eve| {
-        let mut award = eve.award(&hex, &task_id(), tiny(), |_| {});
-        award.entry.key = thief.public().ed25519.clone();
-        award.entry.sig = hex::encode(thief.sign_proof(&award.entry.signing_bytes().unwrap()));
-        eve.say(&hex, Body::Request(Box::new(award)));
+    let thief = |epoch| {
+        let lct = eve.identity.public().lct.clone();
+        legiond::identity::Identity::derive(&words, lct, epoch).unwrap()
+    };
+    let (same, later) = (thief(0), thief(1));
+    refused(node, &mut eve, "binding_conflict", 1, |eve| {
+        ask(eve, hijack(&eve.hex(), &same, None));
+    });
+    refused(node, &mut eve, "rotation_unsigned", 2, |eve| {
+        ask(eve, hijack(&eve.hex(), &later, None));
+        ask(eve, hijack(&eve.hex(), &later, Some(&same)));
     });
     refused(node, &mut eve, "binding_author", 1, |eve| {
-        ask(eve, Binding::sign(&thief, year, None).unwrap());
+        ask(eve, Binding::sign(&later, year, None).unwrap());
     });
+    refused(node, &mut eve, "key_unbound", 1, |eve| {
+        let mut award = eve.award(&hex, &task_id(), tiny(), |_| {});
+        award.entry.key = later.public().ed25519.clone();
+        award.entry.sig = hex::encode(later.sign_proof(&award.entry.signing_bytes().unwrap()));
+        eve.say(&hex, Body::Request(Box::new(award)));
+    });
+    // A rotation that the old key has signed is taken, and then the first keys are the past.
+    let rotated = hijack(&eve.hex(), &later, Some(&eve.identity));
+    let task = task_id();
+    let award = eve.award(&hex, &task, tiny(), |a| a.binding = rotated);
+    eve.say(&hex, Body::Request(Box::new(award)));
+    eve.hear_result(&task);
+    refused(node, &mut eve, "binding_epoch", 1, |eve| {
+        ask(eve, eve.binding())
+    });
+}
+
+/// A statement that `keys` belong to this Nostr key, signed by them and, for a rotation, by `previous`.
+fn hijack(nostr: &str, keys: &Identity, previous: Option<&Identity>) -> Binding {
+    let mut binding = Binding::sign(keys, now_s() + 86_400, None).unwrap();
+    binding.statement.nostr = nostr.to_owned();
+    let bytes = canonical::signing_bytes("binding", &binding.statement).unwrap();
+    binding.sig_ed25519 = hex::encode(keys.sign_proof(&bytes));
+    binding.sig_libp2p = hex::encode(keys.sign_libp2p(&bytes).unwrap());
+    binding.sig_previous = previous.map(|p| hex::encode(p.sign_proof(&bytes)));
+    binding
 }
 
 #[test]
@@ -340,5 +376,122 @@ fn statements_that_are_not_signed_or_say_something_else_are_refused() {
             object["params"][field] = value;
             eve.say_value(&hex, &object);
         });
+    }
+}
+
+/// Well-formed envelopes around messages in which something is replaced by something odd: whatever it is, it is counted or
+/// answered, no money moves, and the node lives.
+#[test]
+fn messages_with_anything_replaced_by_anything_move_no_money() {
+    let target = Target::start();
+    let node = &target.node;
+    let mut eve = target.trusted(3);
+    let hex = key_of(node);
+    let task = task_id();
+    let award = eve.award(&hex, &task, tiny(), |_| {});
+    eve.say(&hex, Body::Request(Box::new(award.clone())));
+    let proof = eve.hear_result(&task).proof;
+    let evidence = legiond::wire::proof::Evidence {
+        code: "unit_mismatch".into(),
+        unit: Some(0),
+        expected: "AA==".into(),
+        received: "AA==".into(),
+    };
+    let me = eve.hex();
+    let offer = eve.offer(&task, |_| {});
+    let bodies = [
+        Body::Request(Box::new(award.clone())),
+        Body::Award(Box::new(award.clone())),
+        Body::Accept(Box::new(eve.accept(&me, &award, |_| {}))),
+        Body::Bid(Box::new(eve.bid(&hex, &offer, |_| {}))),
+        Body::Cancel(Box::new(Cancel {
+            task: task.clone(),
+            entry: eve.entry(&me, &task, Act::Canceled),
+        })),
+        eve.receipt(&task, 1, 1, proof.hash().unwrap()),
+        eve.refusal(&task, 1, proof.hash().unwrap(), evidence),
+        working(),
+    ];
+    let objects: Vec<Value> = bodies.map(|body| Stranger::object(&hex, body)).to_vec();
+    let image = target.account(&eve);
+    assert_eq!(image["pending_owed_to_us_mc"], 1);
+    let mut dice = Dice(0x5eed);
+    for _ in 0..25 {
+        // Several in one envelope, each of them broken in another way.
+        let batch: Vec<Value> = objects.iter().map(|object| dice.mutate(object)).collect();
+        let text = Value::Array(batch).to_string();
+        if text.len() < 27_000 {
+            eve.say_text(&hex, text);
+        }
+    }
+    // No mutation touches the method: this one comes last and is counted alone.
+    let last = json!({"jsonrpc": "2.0", "method": "end", "params": {"to": hex, "v": 1}});
+    eve.say_value(&hex, &last);
+    let counts = until("the last message", || {
+        let counts = dropped(node);
+        counts.contains_key("method_unknown").then_some(counts)
+    });
+    assert!(counts.values().sum::<u64>() > 50, "{counts:?}");
+    assert_eq!(target.account(&eve)["posted_mc"], 0);
+    let book = node.ok(&["ledger"]);
+    assert_eq!(book["sum_mc"], 0);
+    assert!(
+        target.account(&eve)["pending_owed_to_us_mc"].as_u64() <= Some(3),
+        "beyond the credit"
+    );
+}
+
+/// Reproducible chance.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, most: usize) -> usize {
+        // Knuth's MMIX constants; the high bits are the good ones.
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % most
+    }
+
+    /// A copy in which one node below `params` is something else, or gone.
+    fn mutate(&mut self, object: &Value) -> Value {
+        let mut copy = object.clone();
+        let mut place = &mut copy["params"];
+        loop {
+            let deeper = match &*place {
+                Value::Object(fields) if !fields.is_empty() => {
+                    let names: Vec<String> = fields
+                        .keys()
+                        .filter(|k| *k != "to" && *k != "v")
+                        .cloned()
+                        .collect();
+                    names.get(self.below(names.len().max(1))).cloned()
+                }
+                _ => None,
+            };
+            match deeper {
+                Some(name) if self.below(8) > 0 => place = &mut place[name],
+                _ => break,
+            }
+        }
+        let odd = [
+            Value::Null,
+            json!(-1),
+            json!(0),
+            json!(1u64 << 53),
+            json!(u64::MAX),
+            json!(1e300),
+            json!(""),
+            json!("NaN"),
+            json!("\u{0}\u{202e}../"),
+            json!("f".repeat(64)),
+            json!([]),
+            json!({}),
+            json!([[[[[[]]]]]]),
+            json!(true),
+        ];
+        *place = odd[self.below(odd.len())].clone();
+        copy
     }
 }
