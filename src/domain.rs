@@ -22,8 +22,10 @@ mod mark;
 mod meeting;
 pub mod peer;
 pub mod policy;
+mod settling;
 pub mod step;
 mod waiting;
+mod wakes;
 mod working;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -65,9 +67,13 @@ pub struct Node {
     peers: BTreeMap<Npub, Peer>,
     ledger: Ledger,
     owner: OwnerState,
-    marks: BTreeMap<String, Mark>,
+    marks: mark::Marks,
     keys: BTreeMap<String, (TaskId, String, Ms)>,
     inputs: BTreeMap<String, Value>,
+    job_wakes: wakes::Wakes,
+    work_wakes: wakes::Wakes,
+    /// Who holds the hardware is to be decided anew, though no engagement has changed.
+    unsettled: bool,
     /// Inboxes are being read to their end: no timer is judged.
     draining: bool,
     /// At least one inbox relay is connected.
@@ -90,9 +96,12 @@ impl Node {
             peers: BTreeMap::new(),
             ledger: Ledger::default(),
             owner: OwnerState::default(),
-            marks: BTreeMap::new(),
+            marks: mark::Marks::default(),
             keys: BTreeMap::new(),
             inputs: BTreeMap::new(),
+            job_wakes: wakes::Wakes::default(),
+            work_wakes: wakes::Wakes::default(),
+            unsettled: true,
             draining: true,
             online: false,
             caught_up_ms: 0,
@@ -119,7 +128,9 @@ impl Node {
                         award.cap_mc,
                     );
                 }
-                self.jobs.insert(job.task.clone(), *job);
+                let task = job.task.clone();
+                self.jobs.insert(task.clone(), *job);
+                self.rewake_job(&task);
             }
             Row::Engagement(work) if !self.work.contains_key(&work.key) => {
                 if work.money == Money::Locked {
@@ -134,7 +145,9 @@ impl Node {
                     );
                 }
                 self.owner.order = self.owner.order.max(work.order);
-                self.work.insert(work.key.clone(), *work);
+                let key = work.key.clone();
+                self.work.insert(key.clone(), *work);
+                self.rewake_work(&key);
             }
             Row::Peer(peer) => {
                 self.peers.entry(peer.npub.clone()).or_insert(*peer);
@@ -144,9 +157,7 @@ impl Node {
                 let order = self.owner.order.max(owner.order);
                 self.owner = OwnerState { order, ..owner };
             }
-            Row::Mark(mark) => {
-                self.marks.entry(mark.owner.clone()).or_insert(mark);
-            }
+            Row::Mark(mark) => self.marks.recall(mark),
             Row::Key {
                 key,
                 task,
@@ -193,7 +204,7 @@ impl Node {
                 npub,
                 tier,
                 limit_mc,
-            } => self.on_trust(&npub, tier, limit_mc),
+            } => self.on_trust(now, &npub, tier, limit_mc),
             Input::Forget { npub } => self.on_forget(&npub),
             Input::Pause { mode, for_ms } => self.on_pause(now, mode, for_ms),
             Input::Resume => self.on_resume(),
@@ -204,7 +215,7 @@ impl Node {
                 task,
                 award_no,
                 findings,
-            } => self.on_checked(now, &task, award_no, findings),
+            } => self.on_checked(now, chance, &task, award_no, findings),
             Input::EvidenceChecked { key, holds } => self.on_evidence(now, &key, holds),
         }
         self.settle_down(now, chance);
@@ -234,22 +245,12 @@ impl Node {
         if self.draining {
             return;
         }
-        let due: Vec<_> = self
-            .jobs
-            .values()
-            .filter(|j| self.job_wake_ms(j) <= now)
-            .map(|j| j.task.clone())
-            .collect();
+        let due = self.due_jobs(now);
         for task in due {
             self.job_timers(now, &task);
             self.hear_ourselves(now, chance);
         }
-        let due: Vec<_> = self
-            .work
-            .values()
-            .filter(|w| self.work_wake_ms(w) <= now)
-            .map(|w| w.key.clone())
-            .collect();
+        let due = self.due_work(now);
         for key in due {
             self.work_timers(now, &key);
             self.hear_ourselves(now, chance);
@@ -257,23 +258,9 @@ impl Node {
         self.forget_marks(now);
     }
 
-    /// When [`Input::Tick`] is next needed, Unix milliseconds; none if only other inputs can change anything.
-    pub fn wake_ms(&self) -> Option<Ms> {
-        let jobs = self.jobs.values().map(|j| self.job_wake_ms(j));
-        let work = self.work.values().map(|w| self.work_wake_ms(w));
-        let pause = self.owner.paused.iter().filter_map(|p| p.until_ms);
-        let marks = self.marks.values().map(|m| m.expires_ms);
-        let wake = jobs
-            .chain(work)
-            .chain(pause)
-            .chain(marks)
-            .min()
-            .unwrap_or(Ms::MAX);
-        (!self.draining && wake != Ms::MAX).then_some(wake)
-    }
-
     fn on_started(&mut self, now: Ms) {
         self.draining = true;
+        self.unsettled = true;
         // What was being stopped when the node ended has stopped: go on with why.
         let stopping: Vec<_> = self
             .work
@@ -312,7 +299,7 @@ impl Node {
         let checks: Vec<_> = self
             .jobs
             .values()
-            .filter(|j| j.phase == Phase::Checking)
+            .filter(|j| j.is_checking())
             .filter_map(|j| {
                 j.outcome.as_ref().map(|o| Effect::Check {
                     task: j.task.clone(),
@@ -343,6 +330,7 @@ impl Node {
         self.draining = false;
         self.online = online;
         if !online {
+            self.rewake_all();
             return;
         }
         self.caught_up_ms = now;
@@ -353,6 +341,7 @@ impl Node {
             }
         }
         self.bound_waits(now);
+        self.rewake_all();
         self.announce_all();
         self.out.effects.push(Effect::Readvertise);
     }
@@ -388,6 +377,7 @@ impl Node {
 
     fn on_shutdown(&mut self) {
         self.stopping = true;
+        self.unsettled = true;
         let running: Vec<_> = self
             .work
             .values()

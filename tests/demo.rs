@@ -52,7 +52,7 @@ fn the_demo_survives_the_kill_and_its_homes_can_be_looked_at() {
     let price = demo["result"]["price"].as_f64().unwrap();
     let error = demo["result"]["std_error"].as_f64().unwrap();
     assert!(
-        (price - 8.021_352).abs() < 4.0 * error && error < 0.05,
+        (price - 8.021_352).abs() < 4.0 * error && error < 0.03,
         "{price} +- {error}"
     );
 

@@ -2,8 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support {
+    #[cfg(all(feature = "relay", feature = "labor"))]
+    pub(crate) mod liar;
     #[cfg(feature = "relay")]
     pub(crate) mod npm_relay;
+    #[cfg(all(feature = "relay", feature = "labor"))]
+    pub(crate) mod stranger;
     #[cfg(all(feature = "relay", feature = "labor"))]
     pub(crate) mod world;
 }
@@ -12,13 +16,20 @@ mod support {
 mod carrier;
 mod cli;
 #[cfg(all(feature = "relay", feature = "labor"))]
+mod contract;
+#[cfg(all(feature = "relay", feature = "labor"))]
 mod crash;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod demo;
+mod domain;
+#[cfg(all(feature = "relay", feature = "labor"))]
+mod hostile;
 #[cfg(feature = "labor")]
 mod labor;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod outage;
+#[cfg(all(feature = "relay", feature = "labor"))]
+mod owner;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod path;
 #[cfg(feature = "relay")]

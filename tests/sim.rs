@@ -2,12 +2,13 @@
 
 mod disk;
 mod judge;
-mod policy;
+pub(crate) mod policy;
 mod toil;
-mod world;
+pub(crate) mod world;
 
 use legiond::domain::job::{Phase, Route, TaskState};
-use legiond::domain::step::Input;
+use legiond::domain::peer::Tier;
+use legiond::domain::step::{Input, PauseMode};
 use world::{CHECKPOINT_UNITS, Cheat, Event, Weather, World};
 
 const HOUR: u64 = 3_600_000;
@@ -72,7 +73,9 @@ fn random_interleavings_end_the_same() {
     let only = std::env::var("SIM_SEED")
         .ok()
         .and_then(|s| s.parse::<u64>().ok());
-    let seeds: Vec<u64> = only.map_or_else(|| (0..300).collect(), |seed| vec![seed]);
+    let kept = include_str!("../fixtures/sim/seeds.txt").lines();
+    let kept = kept.filter_map(|line| line.split_whitespace().next()?.parse().ok());
+    let seeds: Vec<u64> = only.map_or_else(|| kept.chain(0..300).collect(), |seed| vec![seed]);
     for seed in seeds {
         let outcome = std::panic::catch_unwind(|| stormy(seed));
         assert!(
@@ -83,21 +86,24 @@ fn random_interleavings_end_the_same() {
 }
 
 fn stormy(seed: u64) {
-    let mut world = World::friends(seed, 3);
+    storm(&mut World::friends(seed, 3));
+}
+
+/// Weather and faults for the next minutes, random like everything else.
+fn brew(world: &mut World) {
     world.weather = Weather {
         copies: 3,
         delay_ms: 400,
         ephemeral_loss: 30,
         ack_loss: 30,
-        crash_before: 1,
-        crash_after: 1,
-        disk_fails: 1,
+        crash_before: 3,
+        crash_after: 3,
+        disk_fails: 2,
     };
-    let rough = world.now + 120_000;
-    for _ in 0..world.dice.below(6) {
+    for _ in 0..world.dice.below(10) {
         let (at, when) = (
             world.dice.below(3) as usize,
-            world.now + world.dice.below(60_000),
+            world.now + world.dice.below(25_000),
         );
         let down = 1_000 + world.dice.below(40_000);
         match world.dice.below(4) {
@@ -117,8 +123,14 @@ fn stormy(seed: u64) {
             }
         }
     }
+}
+
+/// Bad weather over five jobs of three friends, to the end.
+pub(crate) fn storm(world: &mut World) {
+    let rough = world.now + 120_000;
+    brew(world);
     let mut tasks = Vec::new();
-    for _ in 0..3 {
+    for _ in 0..5 {
         let (at, other) = (world.dice.below(3) as usize, world.dice.below(3) as usize);
         world.start(at);
         let calm = world.calm_at;
@@ -172,6 +184,10 @@ fn stormy(seed: u64) {
         );
     }
     world.mirrored();
+    nothing_left(world);
+}
+
+fn nothing_left(world: &World) {
     for machine in &world.machines {
         let left = machine
             .disk
@@ -181,6 +197,84 @@ fn stormy(seed: u64) {
             .count();
         assert_eq!(left, 0, "no lease, lock or engagement is left on a disk");
     }
+}
+
+/// The same weather, with owners who cancel and pause, own nodes among the friends, and one who forges units: whatever becomes
+/// of each task, at most one result is paid, the books agree, and nothing is left open.
+#[test]
+fn storms_with_owners_and_a_cheat_end_in_order() {
+    for seed in 0..200 {
+        let outcome = std::panic::catch_unwind(|| mutiny(seed));
+        assert!(outcome.is_ok(), "seed {seed} fails");
+    }
+}
+
+pub(crate) fn mutiny(seed: u64) {
+    let mut world = World::friends(seed, 4);
+    let pay = ["free", "units"][world.dice.below(2) as usize];
+    for at in 0..4 {
+        world.machines[at].policy.on_cancel = pay.into();
+        world.kill(at);
+        world.start(at);
+    }
+    world.machines[2].cheat = Cheat::Units;
+    let (own, of) = (world.npub(3), world.npub(0));
+    for (at, npub) in [(0, own), (3, of)] {
+        world.input(
+            at,
+            Input::Trust {
+                npub,
+                tier: Tier::Own,
+                limit_mc: None,
+            },
+        );
+    }
+    world.run_for(500);
+    let rough = world.now + 120_000;
+    brew(&mut world);
+    let mut tasks = Vec::new();
+    for _ in 0..6 {
+        let (at, other) = (world.dice.below(4) as usize, world.dice.below(4) as usize);
+        world.start(at);
+        let calm = std::mem::replace(&mut world.calm_at, 0);
+        let npub = world.npub(other);
+        let route = if world.dice.percent(60) {
+            pool()
+        } else {
+            Route::Peer(npub)
+        };
+        let units = 8 + world.dice.below(60) as u32;
+        let task = world.ask(at, units, route, 6 * HOUR);
+        world.calm_at = calm;
+        if world.dice.percent(40) {
+            let when = world.now + world.dice.below(6_000);
+            let task = task.clone();
+            world.at(when, Event::Owner(at, Box::new(Input::Cancel { task })));
+        }
+        if world.dice.percent(30) {
+            let when = world.now + world.dice.below(4_000);
+            let for_ms = Some(1_000 + world.dice.below(60_000));
+            let mode = PauseMode::Now;
+            world.at(
+                when,
+                Event::Owner(other, Box::new(Input::Pause { mode, for_ms })),
+            );
+        }
+        tasks.push((at, task));
+        world.run_for(3_000);
+    }
+    world.run_until(rough);
+    world.settle(24 * HOUR);
+    assert!(world.quiet(), "everything comes to rest");
+    for (at, task) in &tasks {
+        let job = world.job(*at, task);
+        assert!(job.state.is_final() && !job.is_live());
+        let receipts = world.journaled(*at, "receipt", task);
+        let paid = usize::from(job.state == TaskState::Completed);
+        assert_eq!(receipts, paid, "at most one result is paid");
+    }
+    world.mirrored();
+    nothing_left(&world);
 }
 
 /// The requester sleeps for an hour when the result is ready: no second award, same end.
@@ -223,7 +317,7 @@ fn answers_after_the_re_award_change_nothing() {
             0,
             Input::Trust {
                 npub: second,
-                tier: legiond::domain::peer::Tier::Trusted,
+                tier: Tier::Trusted,
                 limit_mc: None,
             },
         );
@@ -263,11 +357,15 @@ fn false_evidence_is_a_dispute() {
         1,
         Input::Trust {
             npub: requester.clone(),
-            tier: legiond::domain::peer::Tier::Trusted,
+            tier: Tier::Trusted,
             limit_mc: None,
         },
     );
     assert!(!world.node(1).peers()[&requester].disputed);
+    // The claim is given up: nothing pends, and the books agree again.
+    world.settle(3 * HOUR);
+    assert!(world.quiet());
+    world.mirrored();
 }
 
 /// A result that comes after settlement is due is kept and shown late, unpaid; the executor's claim is overdue.
@@ -290,6 +388,17 @@ fn a_result_after_settlement_is_late() {
     assert_eq!(job.cost_mc, 0);
     let requester = world.npub(0);
     assert!(world.node(1).peers()[&requester].disputed);
+    world.input(
+        1,
+        Input::Trust {
+            npub: requester,
+            tier: Tier::Trusted,
+            limit_mc: None,
+        },
+    );
+    world.settle(3 * HOUR);
+    assert!(world.quiet());
+    world.mirrored();
 }
 
 /// A cancel ends the job at every moment, and nothing pends.

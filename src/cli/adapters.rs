@@ -27,6 +27,8 @@ pub(crate) fn worker_main(args: Vec<OsString>) -> ExitCode {
 }
 
 pub(crate) use crate::node::NodeParts;
+/// The key of what A2A's task has no field for, in a task's metadata.
+pub(crate) use crate::wire::message::EXTENSION;
 
 /// Runs the node until it is stopped. `ready` is called once, with the object of `up`, as soon as local commands work.
 pub(crate) async fn node_up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), CliError> {

@@ -15,6 +15,6 @@ pub(crate) struct Args {
 /// `{task:{...}}`.
 pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
     let view = control::call(context, "task/cancel", json!({ "id": args.id }))?;
-    let text = render::tree(&view);
+    let text = render::task(&view);
     Ok(Reply::new(view, text))
 }

@@ -38,7 +38,10 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
         }
         control::call(context, "owner/pause", params)?
     };
-    let text = render::tree(&view);
+    let text = match view.get("cores") {
+        Some(cores) => format!("cores for foreign work: {cores}"),
+        None => format!("foreign work: {}", render::paused(&view)),
+    };
     Ok(Reply::new(view, text))
 }
 

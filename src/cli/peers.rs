@@ -67,6 +67,6 @@ pub(crate) fn run(context: &Context, args: Args) -> Result<Reply, CliError> {
         Some(Action::Forget { npub }) => ("peers/forget", json!({ "npub": npub })),
     };
     let view = control::call(context, method, params)?;
-    let text = render::tree(&view);
+    let text = render::peers(&view);
     Ok(Reply::new(view, text))
 }

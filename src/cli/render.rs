@@ -4,6 +4,7 @@
 
 use serde_json::Value;
 
+use super::adapters::EXTENSION;
 use super::error::Exit;
 use super::output::Reply;
 
@@ -104,34 +105,275 @@ fn shown(row: &Value, pointer: &str) -> String {
     }
 }
 
+/// What A2A's task has no field for: of a task, or of its status.
+fn extra(holder: &Value) -> &Value {
+    holder
+        .get("metadata")
+        .and_then(|metadata| metadata.get(EXTENSION))
+        .unwrap_or(&Value::Null)
+}
+
+/// A reason `{code,text,retry_at_ms}` as a clause: `code: text, again at TIME`.
+fn reason(reason: &Value) -> String {
+    let field = |name: &str| reason.get(name).and_then(Value::as_str).unwrap_or_default();
+    let mut clause = match (field("code"), field("text")) {
+        ("", text) => text.to_owned(),
+        (code, "") => code.to_owned(),
+        (code, text) => format!("{code}: {text}"),
+    };
+    if let Some(at_ms) = reason.get("retry_at_ms").and_then(Value::as_u64) {
+        clause.push_str(&format!(" (until {})", utc(at_ms)));
+    }
+    clause
+}
+
+/// Why a task is where it is; a code that only repeats the state is left out.
+fn why_of(task: &Value) -> String {
+    let because = task
+        .get("status")
+        .map_or_else(String::new, |status| reason(extra(status)));
+    let state = format!("{}: ", cell(task, "/status/state"));
+    because.strip_prefix(&state).unwrap_or(&because).to_owned()
+}
+
 /// `{tasks:[...]}`.
 pub(crate) fn tasks(view: &Value) -> String {
-    let columns = [
-        ("TASK", "/id"),
-        ("STATE", "/status/state"),
-        ("SKILL", "/metadata/skill"),
-        ("ROLE", "/metadata/role"),
-        ("SINCE", "/status/timestamp"),
-        ("WHY", "/status/metadata/reason"),
+    let rows = items(view, "tasks");
+    if rows.is_empty() {
+        return "no tasks; `legion ask` makes one".to_owned();
+    }
+    let row = |task: &Value| {
+        let extra = extra(task);
+        vec![
+            cell(task, "/id"),
+            cell(task, "/status/state"),
+            cell(extra, "/role"),
+            cell(extra, "/skill"),
+            cell(task, "/status/timestamp"),
+            why_of(task),
+        ]
+    };
+    let head = ["TASK", "STATE", "ROLE", "SKILL", "SINCE", "WHY"];
+    table(&head, rows.iter().map(row))
+}
+
+/// `{task:{...}}`.
+pub(crate) fn task(view: &Value) -> String {
+    let task = view.get("task").unwrap_or(view);
+    let extra = extra(task);
+    let mut text = format!(
+        "task: {}\nstate: {} since {}\n",
+        cell(task, "/id"),
+        cell(task, "/status/state"),
+        cell(task, "/status/timestamp")
+    );
+    let why = why_of(task);
+    if !why.is_empty() {
+        text.push_str(&format!("why: {why}\n"));
+    }
+    let fields = extra.as_object().into_iter().flatten();
+    for (name, value) in fields.filter(|(name, _)| !matches!(name.as_str(), "awards" | "history")) {
+        let value = match value.as_u64().filter(|_| name.ends_with("_ms")) {
+            Some(at_ms) => utc(at_ms),
+            None if value.is_object() => tree(value).replace('\n', ", "),
+            None => scalar(value),
+        };
+        let name = name.trim_end_matches("_ms");
+        text.push_str(&format!("{name}: {value}\n"));
+    }
+    if let Some(output) = task.pointer("/artifacts/0/parts/0/data") {
+        text.push_str(&format!(
+            "result:\n  {}\n",
+            tree(output).replace('\n', "\n  ")
+        ));
+    }
+    let awards = [
+        ("AWARD", "/award_no"),
+        ("EXECUTOR", "/executor"),
+        ("STATE", "/state"),
+        ("MONEY", "/money"),
+        ("CAP MC", "/cap_mc"),
+        ("UNITS DONE", "/units_done"),
     ];
-    list(view, "tasks", "no tasks; `legion ask` makes one", &columns)
+    if !items(extra, "awards").is_empty() {
+        text.push_str(&format!("\n{}\n", list(extra, "awards", "", &awards)));
+    }
+    let history = extra.get("history").unwrap_or(&Value::Null);
+    let signed = [
+        ("SIGNED AT", "/at_ms"),
+        ("WHAT", "/what/act"),
+        ("BY", "/author"),
+    ];
+    if !items(history, "entries").is_empty() {
+        text.push_str(&format!("\n{}\n", list(history, "entries", "", &signed)));
+    }
+    text
+}
+
+/// `{task,reason,peers:[{npub,tier,said}]}`, as sentences.
+pub(crate) fn why(view: &Value) -> String {
+    let task = view.get("task").unwrap_or(&Value::Null);
+    let mut text = format!(
+        "task {} is {}",
+        cell(task, "/id"),
+        cell(task, "/status/state")
+    );
+    let because = why_of(task);
+    text.push_str(&if because.is_empty() {
+        "\n".to_owned()
+    } else {
+        format!("; {because}\n")
+    });
+    let peers = items(view, "peers");
+    for peer in peers {
+        let said = peer.get("said").map(reason).unwrap_or_default();
+        text.push_str(&format!(
+            "{} ({}) {said}\n",
+            cell(peer, "/npub"),
+            cell(peer, "/tier")
+        ));
+    }
+    if peers.is_empty() {
+        text.push_str(
+            "no peer is known that could have taken it; `legion peers` lists those that are\n",
+        );
+    }
+    text
 }
 
 /// `{peers:[...]}`.
 pub(crate) fn peers(view: &Value) -> String {
-    let columns = [
-        ("PEER", "/npub"),
-        ("TIER", "/tier"),
-        ("LIMIT MC", "/limit_granted_mc"),
-        ("SEEN", "/seen_at_ms"),
-        ("LCT", "/lct"),
-    ];
-    list(
-        view,
-        "peers",
-        "no peers yet; `legion peers trust NPUB --tier trusted` adds one",
-        &columns,
-    )
+    let rows = items(view, "peers");
+    if rows.is_empty() {
+        return "no peers yet; `legion peers trust NPUB --tier trusted` adds one".to_owned();
+    }
+    let offers = |peer: &Value| {
+        let skill = |skill: &Value| {
+            format!(
+                "{} {} mc",
+                cell(skill, "/id"),
+                cell(skill, "/unit_price_mc")
+            )
+        };
+        let offered: Vec<String> = items(peer, "skills").iter().map(skill).collect();
+        let paused = peer.get("paused") == Some(&Value::Bool(true));
+        match (offered.is_empty(), paused) {
+            (true, _) => "-".to_owned(),
+            (false, true) => format!("{} (paused)", offered.join(", ")),
+            (false, false) => offered.join(", "),
+        }
+    };
+    let row = |peer: &Value| {
+        let seen_ms = peer
+            .get("last_seen_ms")
+            .and_then(Value::as_u64)
+            .filter(|at_ms| *at_ms > 0);
+        let limit = match peer.get("limit_mc").and_then(Value::as_u64) {
+            Some(limit) => limit.to_string(),
+            None => "none".to_owned(),
+        };
+        let lct = cell(peer, "/lct");
+        vec![
+            cell(peer, "/npub"),
+            cell(peer, "/tier"),
+            limit,
+            seen_ms.map_or_else(|| "never".to_owned(), utc),
+            offers(peer),
+            if lct.is_empty() { "-".to_owned() } else { lct },
+        ]
+    };
+    let head = ["PEER", "TIER", "LIMIT MC", "SEEN", "OFFERS PER UNIT", "LCT"];
+    table(&head, rows.iter().map(row))
+}
+
+/// The view of `status`.
+pub(crate) fn status(view: &Value) -> String {
+    let mut text = format!(
+        "node: {} ({})\nversion: {}, up for {} s\n",
+        cell(view, "/npub"),
+        cell(view, "/lct"),
+        cell(view, "/version"),
+        view.get("up_ms").and_then(Value::as_u64).unwrap_or(0) / 1_000,
+    );
+    text.push_str(&format!("foreign work: {}\n", paused(view)));
+    for (url, relay) in view
+        .get("relays")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+    {
+        let state = if relay.get("connected") == Some(&Value::Bool(true)) {
+            "connected"
+        } else {
+            "not connected"
+        };
+        let error = relay
+            .get("last_error")
+            .and_then(Value::as_str)
+            .map_or_else(String::new, |error| format!("; last error: {error}"));
+        text.push_str(&format!(
+            "relay: {url} {state}, {} in, {} out{error}\n",
+            cell(relay, "/in"),
+            cell(relay, "/out")
+        ));
+    }
+    let names = |name: &str| {
+        let names: Vec<String> = items(view, name).iter().map(scalar).collect();
+        if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(", ")
+        }
+    };
+    text.push_str(&format!(
+        "pools: {}\nskills: {}\n",
+        names("pools"),
+        names("skills")
+    ));
+    text.push_str(&format!(
+        "cores for foreign work: {}\n",
+        cell(view, "/cores")
+    ));
+    let counts = |name: &str| {
+        let counts = view
+            .get(name)
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten();
+        counts
+            .map(|(name, count)| format!("{} {}", scalar(count), name.replace('_', " ")))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    text.push_str(&format!(
+        "own tasks: {}\nwork for others: {}\noutbox: {}\n",
+        counts("tasks"),
+        counts("work"),
+        counts("outbox")
+    ));
+    text.push_str(&format!(
+        "peers: {}, amounts locked: {}\n",
+        cell(view, "/peers"),
+        cell(view, "/locks")
+    ));
+    let dropped = counts("dropped");
+    text.push_str(&format!(
+        "messages dropped: {}\n",
+        if dropped.is_empty() { "none" } else { &dropped }
+    ));
+    text.push_str(&format!("store: {} bytes\n", cell(view, "/store_bytes")));
+    text
+}
+
+/// The `paused` of a view, as a clause.
+pub(crate) fn paused(view: &Value) -> String {
+    match view.get("paused").filter(|pause| !pause.is_null()) {
+        None => "allowed".to_owned(),
+        Some(pause) => match pause.get("until_ms").and_then(Value::as_u64) {
+            Some(until_ms) => format!("paused by the owner until {}", utc(until_ms)),
+            None => "paused by the owner until `legion resume`".to_owned(),
+        },
+    }
 }
 
 /// `{unit,accounts:[...],transfers:[...],sum_mc}`.
@@ -241,8 +483,8 @@ mod tests {
     #[test]
     fn a_table_aligns_and_a_missing_field_is_a_dash() {
         let view = json!({ "tasks": [
-            { "id": "long-task-id", "status": { "state": "working" }, "metadata": { "skill": "simulation" } },
-            { "id": "t2", "status": { "state": "failed", "metadata": { "reason": "lease_expired" } } },
+            { "id": "long-task-id", "status": { "state": "working" }, "metadata": { EXTENSION: { "skill": "simulation" } } },
+            { "id": "t2", "status": { "state": "failed", "metadata": { EXTENSION: { "code": "lease_expired", "text": "no sign of life" } } } },
         ]});
         let text = tasks(&view);
         let lines: Vec<&str> = text.lines().collect();
@@ -258,7 +500,35 @@ mod tests {
         );
         assert!(lines.iter().any(|line| line.contains("t2")
             && line.contains(" - ")
-            && line.contains("lease_expired")));
+            && line.contains("lease_expired: no sign of life")));
+    }
+
+    #[test]
+    fn why_is_told_in_sentences() {
+        let view = json!({
+            "task": { "id": "t1", "status": { "state": "submitted", "metadata": { EXTENSION: {
+                "code": "paused: owner", "text": "the owner has the hardware", "retry_at_ms": 951_827_696_000_u64,
+            } } } },
+            "peers": [{ "npub": "npub1x", "tier": "stranger", "said": { "code": "credit_required", "text": "no credit", "retry_at_ms": null } }],
+        });
+        assert_eq!(
+            why(&view),
+            "task t1 is submitted; paused: owner: the owner has the hardware (until 2000-02-29 12:34:56Z)\nnpub1x (stranger) credit_required: no credit\n"
+        );
+    }
+
+    #[test]
+    fn an_own_peer_has_no_limit_and_one_never_seen_says_so() {
+        let text = peers(
+            &json!({ "peers": [{ "npub": "npub1x", "tier": "own", "limit_mc": null, "last_seen_ms": 0, "lct": "", "skills": null }] }),
+        );
+        let cells: Vec<&str> = text
+            .lines()
+            .nth(1)
+            .unwrap_or_default()
+            .split_whitespace()
+            .collect();
+        assert_eq!(cells, ["npub1x", "own", "none", "never", "-", "-"]);
     }
 
     #[test]

@@ -18,6 +18,6 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
         control::call(context, "owner/cores", json!({ "n": cores }))?;
     }
     let view = control::call(context, "owner/resume", json!({}))?;
-    let text = render::tree(&view);
+    let text = format!("foreign work: {}", render::paused(&view));
     Ok(Reply::new(view, text))
 }

@@ -8,6 +8,6 @@ use super::{Context, control, render};
 
 pub(crate) fn run(context: &Context) -> Result<Reply, CliError> {
     let view = control::call(context, "node/status", json!({}))?;
-    let text = render::tree(&view);
+    let text = render::status(&view);
     Ok(Reply::new(view, text))
 }

@@ -14,6 +14,6 @@ pub(crate) struct Args {
 
 pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
     let view = control::call(context, "task/why", json!({ "id": args.id }))?;
-    let text = render::tree(&view);
+    let text = render::why(&view);
     Ok(Reply::new(view, text))
 }

@@ -3,8 +3,9 @@
 use super::Node;
 use super::bidding::Deal;
 use super::engagement::{self, Engagement, Stage, StopWhy};
+use super::history;
 use super::ledger::{Event, State as Money};
-use super::mark::Promise;
+use super::mark::{self, Promise};
 use super::step::{EngagementKey, Incoming, Ms, PlanFacts, Refused};
 use crate::wire::entry::{Act, Entry};
 use crate::wire::market::{Accept, Award, Decline};
@@ -45,10 +46,10 @@ impl Node {
                 "this award, or a newer one, is known here",
             ));
         }
-        if award.award_no == 0 {
+        if !(1..=history::AWARD_NO_MAX).contains(&award.award_no) {
             return Err(Refused::new(
                 "award_no_unknown",
-                "awards are numbered from 1",
+                format!("awards are numbered from 1 to {}", history::AWARD_NO_MAX),
             ));
         }
         let directed = matches!(incoming.body, Body::Request(_));
@@ -62,6 +63,12 @@ impl Node {
                 "this node never bid on the task",
             ));
         }
+        if !self.is_local(from) && !self.room_for_mark(from, &owner) {
+            return Err(Refused::new(
+                "too_many_marks",
+                "too many tasks of this peer are remembered here",
+            ));
+        }
         let deal = if canceled {
             Err(Refused::new("canceled", "the requester canceled this task"))
         } else {
@@ -70,9 +77,8 @@ impl Node {
         let until = if deal.is_ok() {
             award.settle_by_ms
         } else {
-            award
-                .result_by_ms
-                .min(now.saturating_add(self.policy.message_ttl_ms))
+            // Long enough for a last repetition; a later award has later numbers.
+            now.saturating_add(mark::DECLINED_MS)
         };
         self.admit_foreign_entry(now, from, &award.task, until, &award.entry)?;
         self.supersede_work(now, from, &award.task, award.award_no);
@@ -213,6 +219,8 @@ impl Node {
             ended_ms: 0,
             verification: award.verification.clone(),
             evidence: None,
+            withdrawn: false,
+            called_superseded: false,
             proof: None,
         };
         self.payload(
@@ -284,10 +292,11 @@ impl Node {
 
     /// A newer award of the task exists, or the requester withdrew: stop the older ones.
     pub(super) fn supersede_work(&mut self, now: Ms, from: &str, task: &str, below: u32) {
+        self.note_withdrawn(now, from, task, below);
+        let owner = format!("{from}/{task}");
         let older: Vec<_> = self
-            .work
-            .values()
-            .filter(|w| w.requester == from && w.task == task && w.award_no < below && w.is_work())
+            .work_of(&owner)
+            .filter(|w| w.award_no < below && w.is_work())
             .map(|w| w.key.clone())
             .collect();
         for key in older {
@@ -320,7 +329,9 @@ impl Node {
                 "too many tasks of this peer are remembered here",
             ));
         }
-        let until = now.saturating_add(self.policy.message_ttl_ms);
+        let until = (open.iter())
+            .filter_map(|key| self.work.get(key).map(|w| w.result_by_ms))
+            .fold(now.saturating_add(mark::CANCELED_MS), Ms::max);
         self.admit_foreign_entry(now, from, task, until, entry)?;
         if !self.is_local(from) {
             self.mark(&owner, until).canceled = true;

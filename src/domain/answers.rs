@@ -72,6 +72,9 @@ impl Node {
             );
             if let Some(useful) = useful {
                 self.on_stopped(now, &accept.task, no, useful);
+            } else if ended {
+                // The acceptance met our cancel on the way, or the executor never saw it.
+                self.cancel_awards(now, &accept.task);
             }
         } else if award.state == AwardState::Superseded {
             let withdraw = Withdraw {
@@ -342,6 +345,15 @@ impl Node {
                 Some(task),
                 serde_json::json!({"author": from}),
             );
+            if let Some(job) = self.jobs.get_mut(task) {
+                job.reason = Some(Reason::new(
+                    "task_disputed",
+                    "an author of the task's history contradicted itself; the task is frozen",
+                ));
+            }
+            if from != self.policy.me {
+                self.edit_peer(from, |peer| peer.frauds = peer.frauds.saturating_add(1));
+            }
         }
         if admitted.as_ref().is_ok() || admitted.as_ref().is_err_and(|e| e.code == "equivocation") {
             self.put(Row::Entry(Box::new(entry.clone())));

@@ -27,6 +27,7 @@ pub struct OwnerState {
 
 impl Node {
     pub(super) fn on_pause(&mut self, now: Ms, mode: PauseMode, for_ms: Option<Ms>) {
+        self.unsettled = true;
         self.owner.paused = Some(Pause {
             mode,
             until_ms: for_ms.map(|ms| now.saturating_add(ms)),
@@ -56,6 +57,7 @@ impl Node {
     }
 
     pub(super) fn on_resume(&mut self) {
+        self.unsettled = true;
         let answer = if self.owner.paused.take().is_some() {
             self.put(Row::Owner(self.owner.clone()));
             self.journal("resume", None, serde_json::json!({}));
@@ -91,10 +93,16 @@ impl Node {
             .is_some_and(|until| now >= until)
         {
             self.owner.paused = None;
+            self.unsettled = true;
             self.put(Row::Owner(self.owner.clone()));
             self.journal("resume", None, serde_json::json!({"by": "time"}));
             self.out.effects.push(Effect::Readvertise);
         }
+        // Nothing that leases depend on has changed.
+        if self.dirty.work.is_empty() && !self.unsettled {
+            return;
+        }
+        self.unsettled = false;
         if !self.foreign_allowed() {
             self.revoke_foreign();
         }
@@ -131,13 +139,8 @@ impl Node {
         if work.started_ms == 0 {
             work.started_ms = now;
         }
-        // A requester that was told of a pause hears at once that it is over.
-        let wait_ms = if work.stage == Stage::Hibernating {
-            0
-        } else {
-            work.lease_ttl_ms / 3
-        };
-        work.keepalive_at_ms = now.saturating_add(wait_ms);
+        work.keepalive_at_ms = now.saturating_add(work.lease_ttl_ms / 3);
+        let told_of_pause = work.stage == Stage::Hibernating;
         work.stage = Stage::Running;
         let task = work.task.clone();
         self.dirty.work.insert(key.clone());
@@ -147,6 +150,10 @@ impl Node {
             serde_json::json!({"key": key, "resumed_from": resumed}),
         );
         self.out.effects.push(Effect::Start(key.clone()));
+        if told_of_pause {
+            // The requester hears at once that the pause is over.
+            self.keep_alive(now, key);
+        }
     }
 
     fn revoke_foreign(&mut self) {

@@ -69,6 +69,7 @@ impl Node {
             refusals: Default::default(),
             again_at_ms: None,
             outcome: None,
+            spares: Vec::new(),
             cost_mc: 0,
             heads: Heads::default(),
             marks: Marks {

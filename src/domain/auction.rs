@@ -21,6 +21,7 @@ impl Node {
             return;
         };
         job.round += 1;
+        self.dirty.jobs.insert(task.to_owned());
         job.window_ends_ms = None;
         job.bids.clear();
         // Whoever only had a passing reason is asked again.

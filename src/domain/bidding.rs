@@ -85,7 +85,12 @@ impl Node {
                 .expires_ms
                 .saturating_add(self.policy.accept_within_ms),
         };
-        self.mark(&owner, offer.result_by_ms).bid = Some(Promise {
+        let until = bid
+            .expires_ms
+            .saturating_add(self.policy.accept_within_ms)
+            .saturating_add(self.policy.skew_ms)
+            .min(offer.result_by_ms);
+        self.mark(&owner, until).bid = Some(Promise {
             unit_price_mc: deal.unit_price_mc,
             units: deal.units,
         });

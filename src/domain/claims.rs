@@ -1,7 +1,7 @@
 //! From a receipt or a refusal to the end of a claim: the executor's side.
 
 use super::Node;
-use super::engagement::{self, Stage};
+use super::engagement::{self, Engagement, Stage};
 use super::ledger::{Event, Side, State as Money};
 use super::step::{Change, Effect, EngagementKey, Ms, Refused, Row};
 use crate::wire::entry::Act;
@@ -27,7 +27,7 @@ impl Node {
             ));
         }
         if work.stage == Stage::Ended {
-            return Ok(());
+            return self.paid_after_all(&key, receipt);
         }
         let (claim, hash) = (
             work.claim_mc(),
@@ -74,6 +74,23 @@ impl Node {
         Ok(())
     }
 
+    /// A receipt for work that has ended: nothing is booked again. One for a claim that the owner gave up is worth a line.
+    fn paid_after_all(&mut self, key: &EngagementKey, receipt: &Receipt) -> Result<(), Refused> {
+        let given_up = |w: &Engagement| w.end.as_deref() == Some("written_off");
+        if !self.work.get(key).is_some_and(given_up) {
+            return Ok(());
+        }
+        self.journal(
+            "receipt_after_write_off",
+            Some(&receipt.task),
+            serde_json::json!({"key": key}),
+        );
+        Err(Refused::new(
+            "written_off",
+            "the owner has given up this claim: the receipt is noted, nothing is booked",
+        ))
+    }
+
     /// The requester refuses: look at the evidence before giving up the claim.
     pub(super) fn on_refusal(
         &mut self,
@@ -115,7 +132,7 @@ impl Node {
             || proof.unit_price_mc != work.unit_price_mc;
         self.admit_work_entry(now, &key, &refusal.entry)?;
         match refusal.evidence.code.as_str() {
-            "superseded" => self.on_evidence(now, &key, true),
+            "superseded" => self.on_superseded(now, &key),
             // Whoever promised to verify cannot refuse because nothing was verified.
             "unverified" => self.on_evidence(now, &key, !promised),
             "result_late" => self.on_evidence(now, &key, late),
@@ -132,6 +149,58 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    /// The requester says that another result was taken. That is believed of an award that it has withdrawn; the withdrawal
+    /// may still be on its way, so the claim waits for it until `settle_by`.
+    fn on_superseded(&mut self, now: Ms, key: &EngagementKey) {
+        let Some(work) = self.work.get_mut(key) else {
+            return;
+        };
+        if work.withdrawn || work.claim_mc() == 0 {
+            self.on_evidence(now, key, true);
+        } else {
+            work.called_superseded = true;
+            self.dirty.work.insert(key.clone());
+        }
+    }
+
+    /// The requester has withdrawn these awards: what it said of them may now be believed.
+    pub(super) fn note_withdrawn(&mut self, now: Ms, from: &str, task: &str, below: u32) {
+        let owner = format!("{from}/{task}");
+        let older: Vec<_> = self
+            .work_of(&owner)
+            .filter(|w| w.award_no < below && w.is_live() && !w.withdrawn)
+            .map(|w| (w.key.clone(), w.called_superseded))
+            .collect();
+        for (key, called_superseded) in older {
+            if let Some(work) = self.work.get_mut(&key) {
+                work.withdrawn = true;
+                self.dirty.work.insert(key.clone());
+            }
+            if called_superseded {
+                self.on_evidence(now, &key, true);
+            }
+        }
+    }
+
+    /// The owner clears a peer: what it never paid is given up.
+    pub(super) fn write_off(&mut self, now: Ms, npub: &str) {
+        let open: Vec<_> = self
+            .work
+            .values()
+            .filter(|w| w.requester == npub && matches!(w.stage, Stage::Overdue | Stage::Disputed))
+            .map(|w| (w.key.clone(), w.task.clone(), w.claim_mc()))
+            .collect();
+        for (key, task, claim_mc) in open {
+            self.move_work_money(now, &key, Event::WriteOff, 0);
+            self.journal(
+                "written_off",
+                Some(&task),
+                serde_json::json!({"key": key, "claim_mc": claim_mc}),
+            );
+            self.end_work(now, &key, "written_off");
+        }
     }
 
     /// The evidence was recomputed here.
@@ -157,7 +226,12 @@ impl Node {
 
     /// No receipt and no refusal in time: the claim stands. Where nothing is claimed there is nothing to hold.
     pub(super) fn overdue(&mut self, now: Ms, key: &EngagementKey) {
-        if self.work.get(key).is_some_and(|w| w.claim_mc() > 0) {
+        let Some(work) = self.work.get(key) else {
+            return;
+        };
+        if work.called_superseded {
+            self.dispute(now, key, "superseded_unproven");
+        } else if work.claim_mc() > 0 {
             self.dispute(now, key, "overdue");
         } else {
             self.move_work_money(now, key, Event::Decline, 0);

@@ -88,7 +88,7 @@ pub struct Engagement {
     pub stage: Stage,
     /// Why it is being stopped.
     pub stop: Option<StopWhy>,
-    /// How it ended: `paid refused failed canceled superseded unacknowledged`.
+    /// How it ended: `paid refused failed canceled superseded unacknowledged written_off`.
     pub end: Option<String>,
     /// What happens to the money reserved for it.
     pub money: Money,
@@ -114,6 +114,12 @@ pub struct Engagement {
     /// The evidence of a refusal that is being judged.
     #[serde(default)]
     pub evidence: Option<Evidence>,
+    /// The requester has withdrawn this award, or made a newer one.
+    #[serde(default)]
+    pub withdrawn: bool,
+    /// The requester refused the result as superseded, and no withdrawal has been seen here: the claim waits for one.
+    #[serde(default)]
+    pub called_superseded: bool,
     /// The proof, once finished (unsigned here; signed when it leaves).
     pub proof: Option<Proof>,
 }

@@ -116,6 +116,7 @@ impl Node {
 
     /// Turns everything touched into rows. What has ended stays in memory until [`Node::shed`]: the store does not know it yet.
     pub(super) fn flush(&mut self) -> Step {
+        self.rewake();
         let dirty = std::mem::take(&mut self.dirty);
         for task in dirty.jobs {
             if let Some(job) = self.jobs.get(&task) {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::job::{Head, Heads};
+use super::job::Heads;
 use super::step::{Ms, Npub, Refused};
 use crate::wire::entry::{Act, Entry};
 
@@ -18,6 +18,15 @@ pub const FUTURE_MAX_MS: Ms = 15 * 60 * 1000;
 
 /// Counter values per millisecond of the hybrid logical clock.
 const HLC_PER_MS: u64 = 1024;
+
+/// Numbers that an executor may use up for one award.
+const NUMBERS_PER_AWARD: u32 = 256;
+
+/// Highest award number: its entries' numbers still fit.
+pub const AWARD_NO_MAX: u32 = 65_536;
+
+/// Hashes of an author's earlier entries that are kept against a second story.
+const PAST_MAX: usize = 64;
 
 /// What a history says of its task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,12 +136,13 @@ fn precedence(told: Told) -> u8 {
 /// Writes our next entry: number, clock, previous hash and heads from `heads`, which it advances.
 pub fn write(heads: &mut Heads, now: Ms, draft: Draft<'_>) -> Entry {
     let mine = heads.by_author.get(draft.author);
+    let last = mine.map_or(0, |h| h.seq);
     let mut entry = Entry {
         task: draft.task.to_owned(),
         requester: draft.requester.to_owned(),
         author: draft.author.to_owned(),
         key: draft.key.to_owned(),
-        seq: mine.map_or(0, |h| h.seq).saturating_add(1),
+        seq: last.max(floor(&draft)).saturating_add(1),
         hlc: tick(heads.hlc, now),
         prev: mine.map(|h| h.hash.clone()).unwrap_or_default(),
         heads: heads
@@ -147,14 +157,40 @@ pub fn write(heads: &mut Heads, now: Ms, draft: Draft<'_>) -> Entry {
     entry.sig.clear();
     heads.hlc = entry.hlc;
     let hash = entry.hash().unwrap_or_default();
-    heads.by_author.insert(
-        entry.author.clone(),
-        Head {
-            seq: entry.seq,
-            hash,
-        },
-    );
+    advance(heads, &entry, hash);
     entry
+}
+
+/// Below which number an executor's entries about an award never lie. What an executor remembers of a settled task is
+/// dropped; should the requester award it once more, the new numbers cannot meet the old ones and look like two stories.
+fn floor(draft: &Draft<'_>) -> u32 {
+    let award_no = match &draft.what {
+        _ if draft.author == draft.requester => 1,
+        Act::Canceled | Act::Awarded { .. } | Act::Paid { .. } | Act::Refused { .. } => 1,
+        Act::Accepted { award_no, .. }
+        | Act::Declined { award_no, .. }
+        | Act::Completed { award_no, .. }
+        | Act::Failed { award_no, .. }
+        | Act::Stopped { award_no, .. } => *award_no,
+    };
+    award_no.saturating_sub(1).saturating_mul(NUMBERS_PER_AWARD)
+}
+
+/// Takes an entry into its author's numbers.
+fn advance(heads: &mut Heads, entry: &Entry, hash: String) {
+    let head = heads.by_author.entry(entry.author.clone()).or_default();
+    if entry.seq > head.seq {
+        let before = std::mem::replace(&mut head.hash, hash);
+        if head.seq > 0 {
+            head.past.insert(head.seq, before);
+        }
+        head.seq = entry.seq;
+    } else {
+        head.past.insert(entry.seq, hash);
+    }
+    while head.past.len() > PAST_MAX {
+        head.past.pop_first();
+    }
 }
 
 /// The next reading of the clock. A clock that ran ahead by more than others accept (it was set back since) starts anew from
@@ -197,25 +233,24 @@ pub fn admit(heads: &mut Heads, now: Ms, entry: &Entry) -> Result<(), Refused> {
         .hash()
         .map_err(|e| Refused::new("entry_invalid", e.to_string()))?;
     if let Some(head) = heads.by_author.get(&entry.author) {
-        if head.seq == entry.seq && head.hash != hash {
+        let known = if head.seq == entry.seq {
+            Some(&head.hash)
+        } else {
+            head.past.get(&entry.seq)
+        };
+        if known.is_some_and(|known| *known != hash) {
             heads.equivocated = Some(entry.author.clone());
             return Err(Refused::new(
                 "equivocation",
                 "the author has signed two different entries with one number",
             ));
         }
-        if head.seq >= entry.seq {
+        if known.is_some() {
             return Ok(());
         }
     }
     let most = now.saturating_add(FUTURE_MAX_MS).saturating_mul(HLC_PER_MS);
     heads.hlc = heads.hlc.max(entry.hlc.min(most));
-    heads.by_author.insert(
-        entry.author.clone(),
-        Head {
-            seq: entry.seq,
-            hash,
-        },
-    );
+    advance(heads, entry, hash);
     Ok(())
 }

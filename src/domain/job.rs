@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::ledger::State as Money;
 use super::step::{Findings, Ms, Npub, TaskId};
 use crate::wire::market::Bid;
+use crate::wire::message::WorkResult;
 use crate::wire::proof::Proof;
 
 /// A2A task states (v0.3 words).
@@ -190,13 +191,25 @@ pub struct Outcome {
     pub late: bool,
 }
 
+/// A result that came while another one was being checked: it is next if that one fails.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Spare {
+    /// The award it is for.
+    pub award_no: u32,
+    /// The result, whose claim has been compared with the award.
+    pub result: WorkResult,
+}
+
 /// The newest entry of one author in a task's history.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
     /// Its sequence number.
     pub seq: u32,
     /// Its hash, hex.
     pub hash: String,
+    /// Hashes of earlier entries by number: a second entry under one of them is equivocation.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub past: BTreeMap<u32, String>,
 }
 
 /// What a node keeps in memory of a live task's history.
@@ -259,6 +272,9 @@ pub struct Job {
     pub again_at_ms: Option<Ms>,
     /// The result, once there is one.
     pub outcome: Option<Outcome>,
+    /// Further results, while the first is being checked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spares: Vec<Spare>,
     /// What it cost, once settled.
     pub cost_mc: u64,
     /// History.
@@ -271,6 +287,13 @@ impl Job {
     /// Whether the job must stay in memory: it goes on, or money still pends.
     pub fn is_live(&self) -> bool {
         self.phase != Phase::Ended || self.awards.iter().any(|a| a.money == Money::Locked)
+    }
+
+    /// Whether a result is being checked, whatever has become of the task meanwhile.
+    pub fn is_checking(&self) -> bool {
+        self.outcome
+            .as_ref()
+            .is_some_and(|o| o.findings.is_none() && !o.late)
     }
 
     /// The newest award.

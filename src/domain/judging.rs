@@ -1,13 +1,16 @@
 //! From a delivered result to a receipt or a refusal: the requester's side.
 
 use super::Node;
-use super::job::{AwardState, Outcome, Phase, Reason, Route, TaskState};
-use super::ledger::{Event, State as Money};
+use super::job::{AwardRow, AwardState, Outcome, Phase, Reason, Spare, TaskState};
+use super::ledger::State as Money;
 use super::step::{Chance, Effect, Findings, Ms, Refused};
 use crate::wire::entry::Act;
 use crate::wire::market::Withdraw;
-use crate::wire::message::{Body, Receipt, Refusal, WorkResult};
+use crate::wire::message::{Body, WorkResult};
 use crate::wire::proof::{Evidence, Proof};
+
+/// Most results kept while one is being checked.
+const SPARES_MAX: usize = 4;
 
 impl Node {
     /// A result has come: keep it, draw the sample, have it checked.
@@ -66,41 +69,47 @@ impl Node {
         if settled || job.outcome.as_ref().is_some_and(|o| !o.late) {
             return self.keep_late(now, task, no, from, result, settled);
         }
-        let units = proof.units;
+        self.examine(now, chance, task, no, result);
+        Ok(())
+    }
+
+    /// Takes a result for checking: it is durable before the sample is drawn, and the draw before anything is recomputed.
+    fn examine(&mut self, now: Ms, chance: &mut Chance, task: &str, no: u32, result: WorkResult) {
+        let skew_ms = self.policy.skew_ms;
+        let Some(job) = self.jobs.get(task) else {
+            return;
+        };
+        let Some(award) = job.awards.iter().find(|a| a.no == no) else {
+            return;
+        };
+        let (from, units) = (award.executor.clone(), result.proof.units);
         let fault = claim_fault(
             job.units,
-            job.deadline_ms.saturating_add(self.policy.skew_ms),
+            job.deadline_ms.saturating_add(skew_ms),
             award.unit_price_mc,
             award.cap_mc,
-            proof,
+            &result.proof,
         );
-        let k = match self.policy.verification.as_str() {
-            _ if from == me => 0,
-            "none" | "schema" => 0,
-            "full" | "replicated" => units,
-            _ => sample_size(units, self.policy.forged_share_bp, self.policy.detection_bp),
-        };
         // A claim that is false already is not worth a draw, and its unit count may be anything.
         let sample = if fault.is_some() {
             Vec::new()
         } else {
-            draw(chance, units, k)
+            draw(chance, units, self.sample_of(&from, units))
         };
         self.keep_result(task, &result);
-        let outcome = Outcome {
+        let Some(job) = self.jobs.get_mut(task) else {
+            return;
+        };
+        job.outcome = Some(Outcome {
             award_no: no,
-            executor: from.to_owned(),
+            executor: from.clone(),
             lct: result.proof.lct.clone(),
             proof: result.proof,
             sample: sample.clone(),
             findings: None,
             quality_bp: None,
             late: false,
-        };
-        let Some(job) = self.jobs.get_mut(task) else {
-            return Ok(());
-        };
-        job.outcome = Some(outcome);
+        });
         job.phase = Phase::Checking;
         job.marks.received_ms = now;
         job.window_ends_ms = None;
@@ -135,7 +144,7 @@ impl Node {
                     units_checked: 0,
                     fault: Some(evidence),
                 };
-                self.on_checked(now, task, no, findings);
+                self.on_checked(now, chance, task, no, findings);
             }
             None => self.out.effects.push(Effect::Check {
                 task: task.to_owned(),
@@ -144,7 +153,16 @@ impl Node {
             }),
         }
         self.changed(task);
-        Ok(())
+    }
+
+    /// How many of `units` units are recomputed.
+    fn sample_of(&self, from: &str, units: u32) -> u32 {
+        match self.policy.verification.as_str() {
+            _ if from == self.policy.me => 0,
+            "none" | "schema" => 0,
+            "full" | "replicated" => units,
+            _ => sample_size(units, self.policy.forged_share_bp, self.policy.detection_bp),
+        }
     }
 
     /// A result for an award that is settled already, or after another one was taken: kept if it may still be of use,
@@ -187,16 +205,43 @@ impl Node {
                 Some(task),
                 serde_json::json!({"award_no": no, "executor": from}),
             );
+        } else if !settled && job.is_checking() && job.spares.len() < SPARES_MAX {
+            // The one before may still fail.
+            if let Some(job) = self.jobs.get_mut(task)
+                && !job.spares.iter().any(|s| s.award_no == no)
+            {
+                job.spares.push(Spare {
+                    award_no: no,
+                    result,
+                });
+                self.dirty.jobs.insert(task.to_owned());
+                self.journal(
+                    "result_spare",
+                    Some(task),
+                    serde_json::json!({"award_no": no, "executor": from}),
+                );
+            }
         } else if !settled {
-            let evidence = Evidence {
-                code: "superseded".into(),
-                unit: None,
-                expected: String::new(),
-                received: String::new(),
-            };
-            self.refuse(now, task, no, &proof, evidence);
+            self.refuse(now, task, no, &proof, blank_evidence("superseded"));
         }
         Ok(())
+    }
+
+    /// The next of the results that came meanwhile, whose money is still open.
+    fn take_spare(&mut self, task: &str) -> Option<Spare> {
+        let job = self.jobs.get_mut(task)?;
+        while !job.spares.is_empty() {
+            let spare = job.spares.remove(0);
+            let open = |a: &AwardRow| {
+                a.no == spare.award_no
+                    && !matches!(a.money, Money::Committed | Money::RolledBack)
+                    && a.state != AwardState::Declined
+            };
+            if job.awards.iter().any(open) {
+                return Some(spare);
+            }
+        }
+        None
     }
 
     fn keep_result(&mut self, task: &str, result: &WorkResult) {
@@ -239,7 +284,14 @@ impl Node {
     }
 
     /// The recomputation is done: pay or refuse.
-    pub(super) fn on_checked(&mut self, now: Ms, task: &str, no: u32, findings: Findings) {
+    pub(super) fn on_checked(
+        &mut self,
+        now: Ms,
+        chance: &mut Chance,
+        task: &str,
+        no: u32,
+        findings: Findings,
+    ) {
         let Some(job) = self.jobs.get_mut(task) else {
             return;
         };
@@ -279,225 +331,24 @@ impl Node {
         if pays {
             self.pay(now, task, no, &executor, &proof, quality);
         } else {
-            let evidence = fault.unwrap_or_else(|| Evidence {
-                code: "unverified".into(),
-                unit: None,
-                expected: String::new(),
-                received: String::new(),
-            });
+            let evidence = fault.unwrap_or_else(|| blank_evidence("unverified"));
             self.refuse_outcome(now, task, no, &executor, &proof, evidence);
-        }
-    }
-
-    fn pay(
-        &mut self,
-        now: Ms,
-        task: &str,
-        no: u32,
-        executor: &str,
-        proof: &Proof,
-        quality_bp: Option<u32>,
-    ) {
-        let hash = proof.hash().unwrap_or_default();
-        let cost_mc = proof.cost_mc;
-        self.move_award_money(now, task, no, Event::Receipt, cost_mc);
-        let what = Act::Paid {
-            award_no: no,
-            cost_mc,
-            proof: hash,
-            quality_bp,
-        };
-        let entry = self.write_job_entry(now, task, what);
-        let receipt = Receipt {
-            task: task.to_owned(),
-            award_no: no,
-            entry,
-        };
-        self.send_peer(
-            executor,
-            Body::Receipt(Box::new(receipt)),
-            now.saturating_add(self.policy.message_ttl_ms),
-        );
-        if executor != self.policy.me {
-            self.edit_peer(executor, |peer| {
-                peer.completed = peer.completed.saturating_add(1)
-            });
-        }
-        if let Some(job) = self.jobs.get_mut(task) {
-            job.cost_mc = cost_mc;
-        }
-        self.journal(
-            "receipt",
-            Some(task),
-            serde_json::json!({"award_no": no, "cost_mc": cost_mc, "executor": executor}),
-        );
-        self.end(
-            now,
-            task,
-            TaskState::Completed,
-            Reason::new("completed", "the result was verified and paid"),
-        );
-    }
-
-    fn refuse_outcome(
-        &mut self,
-        now: Ms,
-        task: &str,
-        no: u32,
-        executor: &str,
-        proof: &Proof,
-        evidence: Evidence,
-    ) {
-        let code = evidence.code.clone();
-        self.refuse(now, task, no, proof, evidence);
-        if executor != self.policy.me && !matches!(code.as_str(), "unverified" | "result_late") {
-            self.edit_peer(executor, |peer| peer.frauds = peer.frauds.saturating_add(1));
-        }
-        let reason = Reason::new(
-            &code,
-            "the result was refused after verification; nothing was paid",
-        );
-        let Some(job) = self.jobs.get_mut(task) else {
-            return;
-        };
-        job.refusals.insert(executor.to_owned(), reason.clone());
-        if job.state.is_final() {
-            // Canceled or past its deadline before: it stays what it was.
-            let (state, reason) = (job.state, job.reason.clone().unwrap_or(reason));
-            self.end(now, task, state, reason);
-        } else if now < job.deadline_ms && matches!(job.route, Route::Pool(_)) {
-            job.outcome = None;
-            self.place(now, task);
-        } else {
-            self.end(now, task, TaskState::Failed, reason);
-        }
-    }
-
-    fn refuse(&mut self, now: Ms, task: &str, no: u32, proof: &Proof, evidence: Evidence) {
-        let executor = proof.executor.clone();
-        self.move_award_money(now, task, no, Event::Refusal, 0);
-        let what = Act::Refused {
-            award_no: no,
-            proof: proof.hash().unwrap_or_default(),
-            evidence: evidence.hash().unwrap_or_default(),
-            code: evidence.code.clone(),
-        };
-        let entry = self.write_job_entry(now, task, what);
-        self.journal(
-            "refusal",
-            Some(task),
-            serde_json::json!({"award_no": no, "code": evidence.code, "unit": evidence.unit}),
-        );
-        let refusal = Refusal {
-            task: task.to_owned(),
-            award_no: no,
-            evidence,
-            entry,
-        };
-        self.send_peer(
-            &executor,
-            Body::Refusal(Box::new(refusal)),
-            now.saturating_add(self.policy.message_ttl_ms),
-        );
-    }
-
-    /// The executor has stopped after our cancel.
-    pub(super) fn on_stopped(&mut self, now: Ms, task: &str, no: u32, useful_units: u32) {
-        let on_cancel = self.policy.on_cancel.clone();
-        let Some(job) = self.jobs.get_mut(task) else {
-            return;
-        };
-        if !job.state.is_final() {
-            // Nobody asked it to stop: it is a failure, and nothing is owed.
-            self.award_gone(
-                now,
-                task,
-                no,
-                Reason::new("stopped", "the executor stopped by itself"),
-            );
-            return;
-        }
-        let most = if job.units == 0 { u32::MAX } else { job.units };
-        let Some(award) = job
-            .award_mut(no)
-            .filter(|a| !matches!(a.state, AwardState::Declined | AwardState::Delivered))
-        else {
-            return;
-        };
-        if award.unit_price_mc.is_none() && useful_units > 0 && on_cancel == "units" {
-            // The acceptance, which names the price, is still on its way.
-            award.useful_units = Some(useful_units);
-            self.dirty.jobs.insert(task.to_owned());
-            return;
-        }
-        award.state = AwardState::Declined;
-        let cost_mc = u64::from(useful_units.min(most))
-            .saturating_mul(award.unit_price_mc.unwrap_or(0))
-            .min(award.cap_mc);
-        let executor = award.executor.clone();
-        self.dirty.jobs.insert(task.to_owned());
-        self.journal(
-            "stopped",
-            Some(task),
-            serde_json::json!({"award_no": no, "useful_units": useful_units}),
-        );
-        if on_cancel != "units" || cost_mc == 0 {
-            self.move_award_money(now, task, no, Event::Decline, 0);
-            return;
-        }
-        self.move_award_money(now, task, no, Event::Receipt, cost_mc);
-        let entry = self.write_job_entry(
-            now,
-            task,
-            Act::Paid {
-                award_no: no,
-                cost_mc,
-                proof: String::new(),
-                quality_bp: None,
-            },
-        );
-        if let Some(job) = self.jobs.get_mut(task) {
-            job.cost_mc = cost_mc;
-        }
-        let receipt = Receipt {
-            task: task.to_owned(),
-            award_no: no,
-            entry,
-        };
-        self.send_peer(
-            &executor,
-            Body::Receipt(Box::new(receipt)),
-            now.saturating_add(self.policy.message_ttl_ms),
-        );
-    }
-
-    /// After `settle_by`, and only after every inbox was read to its end since then, the requester releases alone.
-    pub(super) fn settle_timers(&mut self, now: Ms, task: &str) {
-        let Some(job) = self.jobs.get(task) else {
-            return;
-        };
-        if job.phase == Phase::Checking {
-            return;
-        }
-        let due: Vec<_> = job
-            .awards
-            .iter()
-            .filter(|a| a.money == Money::Locked && now >= a.settle_by_ms && self.online)
-            .map(|a| (a.no, a.settle_by_ms))
-            .collect();
-        for (no, settle_by_ms) in due {
-            if self.caught_up_ms >= settle_by_ms {
-                self.journal(
-                    "settle_expired",
-                    Some(task),
-                    serde_json::json!({"award_no": no}),
-                );
-                self.move_award_money(now, task, no, Event::Expiry, 0);
-            } else if !self.draining {
-                self.draining = true;
-                self.out.effects.push(Effect::Drain);
+            if let Some(spare) = self.take_spare(task) {
+                self.examine(now, chance, task, spare.award_no, spare.result);
+            } else {
+                self.after_refusal(now, task, &executor);
             }
         }
+    }
+}
+
+/// Evidence that is all in its code.
+pub(super) fn blank_evidence(code: &str) -> Evidence {
+    Evidence {
+        code: code.into(),
+        unit: None,
+        expected: String::new(),
+        received: String::new(),
     }
 }
 

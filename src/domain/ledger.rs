@@ -55,6 +55,8 @@ pub enum Event {
     Decline,
     /// `settle_by` has passed and every inbox was read to its end since.
     Expiry,
+    /// The owner gives up a claim that is overdue or disputed.
+    WriteOff,
 }
 
 /// What [`next`] says.
@@ -71,7 +73,7 @@ pub enum Verdict {
 /// The table (state x event x side). The executor never reverses on its own clock: `Locked x Expiry` keeps the claim,
 /// overdue, while the requester may then release its own lock.
 pub fn next(state: State, event: Event, side: Side) -> Verdict {
-    use Event::{Decline, Expiry, Lock, Receipt, Refusal};
+    use Event::{Decline, Expiry, Lock, Receipt, Refusal, WriteOff};
     use State::{Committed, Locked, None, RolledBack};
     match (state, event, side) {
         (None, Lock, _) => Verdict::To(Locked),
@@ -80,6 +82,9 @@ pub fn next(state: State, event: Event, side: Side) -> Verdict {
         (Locked, Refusal | Decline, _) => Verdict::To(RolledBack),
         (Locked, Expiry, Side::Requester) => Verdict::To(RolledBack),
         (Locked, Expiry, Side::Executor) => Verdict::Keep,
+        // Only whoever is owed can give up; what we owe is decided by signed statements.
+        (Locked, WriteOff, Side::Executor) => Verdict::To(RolledBack),
+        (Locked, WriteOff, Side::Requester) => Verdict::Keep,
         (Locked, Lock, _) => Verdict::Keep,
         (Committed | RolledBack, _, _) => Verdict::Keep,
     }
@@ -150,6 +155,8 @@ pub type LockKey = (Side, Npub, String, u32);
 pub struct Ledger {
     accounts: BTreeMap<Npub, Account>,
     locks: BTreeMap<LockKey, u64>,
+    /// Sum of all open locks.
+    locked_mc: u64,
 }
 
 impl Ledger {
@@ -160,7 +167,11 @@ impl Ledger {
 
     /// Puts an open lock back (derived from a live job or engagement; the account holds the sum).
     pub fn load_lock(&mut self, key: LockKey, amount_mc: u64) {
-        self.locks.insert(key, amount_mc);
+        let before = self.locks.insert(key, amount_mc).unwrap_or(0);
+        self.locked_mc = self
+            .locked_mc
+            .saturating_sub(before)
+            .saturating_add(amount_mc);
     }
 
     /// The account of `npub`, zero if there is none.
@@ -226,15 +237,13 @@ impl Ledger {
             }
             Verdict::To(to) => to,
         };
-        let account = self.account(&key.1);
-        let in_play = account
-            .posted_mc
-            .unsigned_abs()
-            .saturating_add(account.pending_owed_to_us_mc)
-            .saturating_add(account.pending_we_owe_mc);
-        let own = self.account(SELF).posted_mc.unsigned_abs();
-        if amount_mc > AMOUNT_MAX_MC
-            || (event == Event::Lock && in_play.max(own) > i64::MAX as u64 / 4)
+        // Whatever is locked may be posted one day, and no sum of it may leave the range of the numbers.
+        let in_play = (self.account(&key.1).posted_mc.unsigned_abs())
+            .max(self.account(SELF).posted_mc.unsigned_abs())
+            .saturating_add(self.locked_mc);
+        let names_amount = matches!(event, Event::Lock | Event::Receipt);
+        if (names_amount && amount_mc > AMOUNT_MAX_MC)
+            || (event == Event::Lock && in_play > i64::MAX as u64 / 4)
         {
             return Err(Refused::new("amount_range", "the amount is out of range"));
         }
@@ -272,9 +281,11 @@ impl Ledger {
         if kind == Kind::Lock {
             *pending = pending.saturating_add(amount);
             self.locks.insert(key.clone(), amount);
+            self.locked_mc = self.locked_mc.saturating_add(amount);
         } else {
             *pending = pending.saturating_sub(reserved);
             self.locks.remove(key);
+            self.locked_mc = self.locked_mc.saturating_sub(reserved);
         }
         if kind == Kind::Commit {
             let signed = amount as i64 * if key.0 == Side::Executor { 1 } else { -1 };

@@ -2,19 +2,28 @@
 //! the next award may go on from, and the heads of the history. The chain of our entries is per task, not per award:
 //! without this a second award would begin again at number 1, which is equivocation.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
 
 use super::Node;
 use super::engagement::Engagement;
 use super::history::{self, Draft};
 use super::job::Heads;
-use super::step::{Change, EngagementKey, Ms, Refused, Row};
+use super::peer::Tier;
+use super::step::{Change, EngagementKey, Ms, Npub, Refused, Row};
 use crate::wire::entry::{Act, Entry};
 
-/// Most foreign tasks remembered; offers beyond are declined.
-pub(super) const MARKS_MAX: usize = 16_384;
-/// Most of them for one requester.
-pub(super) const MARKS_PER_PEER_MAX: usize = 1_024;
+/// Most foreign tasks remembered; offers and requests beyond are refused.
+pub(super) const MARKS_MAX: usize = 65_536;
+/// Most of them for one peer that the owner has admitted.
+pub(super) const MARKS_PER_PEER_MAX: usize = 16_384;
+/// Most of them for one stranger.
+pub(super) const MARKS_PER_STRANGER_MAX: usize = 1_024;
+/// How long a declined award is remembered: it may be repeated, not answered twice.
+pub(super) const DECLINED_MS: Ms = 600_000;
+/// How long a cancel is remembered at least: the award that it ends may come after it.
+pub(super) const CANCELED_MS: Ms = 3_600_000;
 
 /// What we remember of a foreign task.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,36 +52,133 @@ pub struct Promise {
     pub units: u32,
 }
 
+/// All marks, with what must be known of them at every input: how many each peer has, and which expires first.
+#[derive(Debug, Default)]
+pub(super) struct Marks {
+    by_owner: BTreeMap<String, Mark>,
+    by_expiry: BTreeSet<(Ms, String)>,
+    of_peer: BTreeMap<Npub, usize>,
+}
+
+impl Marks {
+    pub(super) fn get(&self, owner: &str) -> Option<&Mark> {
+        self.by_owner.get(owner)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_owner.len()
+    }
+
+    pub(super) fn of_peer(&self, npub: &str) -> usize {
+        self.of_peer.get(npub).copied().unwrap_or(0)
+    }
+
+    /// Puts a stored mark back, unless a newer one is there.
+    pub(super) fn recall(&mut self, mark: Mark) {
+        if !self.by_owner.contains_key(&mark.owner) {
+            self.count(&mark.owner);
+            self.by_expiry.insert((mark.expires_ms, mark.owner.clone()));
+            self.by_owner.insert(mark.owner.clone(), mark);
+        }
+    }
+
+    fn count(&mut self, owner: &str) {
+        *self.of_peer.entry(peer_of(owner).to_owned()).or_default() += 1;
+    }
+
+    fn keep(&mut self, owner: &str, until: Ms) -> &mut Mark {
+        if !self.by_owner.contains_key(owner) {
+            self.count(owner);
+        }
+        let mark = self.by_owner.entry(owner.to_owned()).or_default();
+        if mark.owner.is_empty() || mark.expires_ms < until {
+            self.by_expiry.remove(&(mark.expires_ms, owner.to_owned()));
+            mark.owner = owner.to_owned();
+            mark.expires_ms = until.max(mark.expires_ms);
+            self.by_expiry.insert((mark.expires_ms, owner.to_owned()));
+        }
+        mark
+    }
+
+    fn shorten(&mut self, owner: &str, until: Ms) {
+        if let Some(mark) = self
+            .by_owner
+            .get_mut(owner)
+            .filter(|m| m.expires_ms > until)
+        {
+            self.by_expiry.remove(&(mark.expires_ms, owner.to_owned()));
+            mark.expires_ms = until;
+            self.by_expiry.insert((until, owner.to_owned()));
+        }
+    }
+
+    fn remove(&mut self, owner: &str) -> bool {
+        let Some(mark) = self.by_owner.remove(owner) else {
+            return false;
+        };
+        self.by_expiry.remove(&(mark.expires_ms, mark.owner));
+        if let Some(count) = self.of_peer.get_mut(peer_of(owner)) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_peer.remove(peer_of(owner));
+            }
+        }
+        true
+    }
+
+    fn expired(&self, now: Ms) -> Vec<String> {
+        let due = self.by_expiry.iter().take_while(|(at, _)| *at <= now);
+        due.map(|(_, owner)| owner.clone()).collect()
+    }
+
+    pub(super) fn next_expiry_ms(&self) -> Option<Ms> {
+        self.by_expiry.first().map(|(at, _)| *at)
+    }
+}
+
+fn peer_of(owner: &str) -> &str {
+    owner.split_once('/').map_or(owner, |(npub, _)| npub)
+}
+
 impl Node {
     /// The mark of a foreign task, made if there is none, kept until `until` at least.
     pub(super) fn mark(&mut self, owner: &str, until: Ms) -> &mut Mark {
         self.dirty.marks.insert(owner.to_owned());
-        let mark = self.marks.entry(owner.to_owned()).or_insert_with(|| Mark {
-            owner: owner.to_owned(),
-            ..Mark::default()
-        });
-        mark.expires_ms = mark.expires_ms.max(until);
-        mark
+        self.marks.keep(owner, until)
     }
 
     pub(super) fn drop_mark(&mut self, owner: &str) {
         self.dirty.marks.remove(owner);
-        if self.marks.remove(owner).is_some() {
+        if self.marks.remove(owner) {
             self.out.changes.push(Change::DropMark(owner.to_owned()));
         }
     }
 
     /// Whether another task of this peer can be remembered.
     pub(super) fn room_for_mark(&self, requester: &str, owner: &str) -> bool {
-        let prefix = format!("{requester}/");
-        let of_peer = || {
-            self.marks
-                .range(prefix.clone()..)
-                .take_while(|(o, _)| o.starts_with(&prefix))
-                .count()
+        let admitted = |p: &super::peer::Peer| p.tier != Tier::Stranger;
+        let most = if self.peers.get(requester).is_some_and(admitted) {
+            MARKS_PER_PEER_MAX
+        } else {
+            MARKS_PER_STRANGER_MAX
         };
-        self.marks.contains_key(owner)
-            || (self.marks.len() < MARKS_MAX && of_peer() < MARKS_PER_PEER_MAX)
+        self.marks.get(owner).is_some()
+            || (self.marks.len() < MARKS_MAX && self.marks.of_peer(requester) < most)
+    }
+
+    /// What is remembered of a task on which everything is settled serves nobody any more, except a cancel, which an award
+    /// may still follow.
+    pub(super) fn settle_mark(&mut self, owner: &str, result_by_ms: Ms) {
+        if self.work_of(owner).any(Engagement::is_live) {
+            return;
+        }
+        match self.marks.get(owner) {
+            Some(mark) if mark.canceled => {
+                self.dirty.marks.insert(owner.to_owned());
+                self.marks.shorten(owner, result_by_ms);
+            }
+            _ => self.drop_mark(owner),
+        }
     }
 
     /// All awards of a foreign task that are in memory.
@@ -87,12 +193,7 @@ impl Node {
 
     /// Forgets tasks whose time has passed and on which nothing is open.
     pub(super) fn forget_marks(&mut self, now: Ms) {
-        let stale: Vec<_> = self
-            .marks
-            .values()
-            .filter(|m| m.expires_ms <= now)
-            .map(|m| m.owner.clone())
-            .collect();
+        let stale = self.marks.expired(now);
         for owner in stale {
             if self.work_of(&owner).any(Engagement::is_live) {
                 let later = now.saturating_add(24 * 3600 * 1000);

@@ -5,17 +5,19 @@ use std::collections::BTreeSet;
 use super::Node;
 use super::peer::{AdFacts, Peer, Tier};
 use super::step::{Chance, Change, Effect, Incoming, Ms, Refused};
+use crate::wire::binding::{Binding, BoundKeys};
 use crate::wire::entry::Entry;
 use crate::wire::market::Ad;
 use crate::wire::message::Body;
 
 impl Node {
-    pub(super) fn on_trust(&mut self, npub: &str, tier: Tier, limit_mc: Option<u64>) {
+    pub(super) fn on_trust(&mut self, now: Ms, npub: &str, tier: Tier, limit_mc: Option<u64>) {
         self.edit_peer(npub, |peer| {
             peer.tier = tier;
             peer.limit_mc = limit_mc;
             peer.disputed = false;
         });
+        self.write_off(now, npub);
         self.journal(
             "trust",
             None,
@@ -50,8 +52,14 @@ impl Node {
     }
 
     pub(super) fn on_message(&mut self, now: Ms, chance: &mut Chance, incoming: Incoming) {
-        self.meet(now, &incoming);
         let from = incoming.from.clone();
+        if let Err(refused) = self.meet(now, &incoming) {
+            self.out.effects.push(Effect::Dropped {
+                code: refused.code,
+                from,
+            });
+            return;
+        }
         let outcome = match &incoming.body {
             Body::Ad(ad) => self.on_ad(now, &incoming, ad),
             Body::Offer(offer) if incoming.from != self.policy.me => {
@@ -111,9 +119,12 @@ impl Node {
     }
 
     /// Remembers what a verified message shows of its author.
-    pub(super) fn meet(&mut self, now: Ms, incoming: &Incoming) {
+    ///
+    /// # Errors
+    /// The codes of [`Binding::succeeds`] for keys that are not, or not provably, the author's: then nothing is remembered.
+    pub(super) fn meet(&mut self, now: Ms, incoming: &Incoming) -> Result<(), Refused> {
         if incoming.from == self.policy.me {
-            return;
+            return Ok(());
         }
         let (lct, relays) = match &incoming.body {
             Body::Ad(ad) => (Some(&ad.lct), Some(&ad.relays)),
@@ -125,11 +136,15 @@ impl Node {
         };
         let peer = self.peer(&incoming.from);
         let mut met = peer.clone();
-        // Keys once bound change only by a rotation that the old key has signed; anything else stays unbound.
-        if let Some(keys) = incoming.keys.as_ref().filter(|_| met.key.is_none()) {
-            met.key = Some(hex::encode(keys.ed25519));
-            met.x25519 = Some(hex::encode(keys.x25519));
-            met.epoch = keys.epoch;
+        if let Some(keys) = &incoming.keys {
+            bind(&mut met, now, keys, binding_of(&incoming.body))?;
+        }
+        if met.epoch > peer.epoch {
+            self.journal(
+                "keys_rotated",
+                None,
+                serde_json::json!({"npub": incoming.from, "epoch": met.epoch}),
+            );
         }
         if let Some(lct) = lct.filter(|lct| lct.len() <= 256) {
             met.lct.clone_from(lct);
@@ -149,6 +164,7 @@ impl Node {
             self.dirty.peers.insert(incoming.from.clone());
         }
         self.peers.insert(incoming.from.clone(), met);
+        Ok(())
     }
 
     /// Forgets the stranger unseen for longest when too many are known.
@@ -190,11 +206,11 @@ impl Node {
             ));
         }
         let bound = if from == self.policy.me {
-            Some(&self.policy.key)
+            self.policy.key == entry.key
         } else {
-            self.peers.get(from).and_then(|p| p.key.as_ref())
+            self.peers.get(from).is_some_and(|p| p.owns(&entry.key))
         };
-        if bound != Some(&entry.key) {
+        if !bound {
             return Err(Refused::new(
                 "key_unbound",
                 "the entry's key is not bound to its author",
@@ -202,4 +218,61 @@ impl Node {
         }
         Ok(())
     }
+}
+
+fn binding_of(body: &Body) -> Option<&Binding> {
+    match body {
+        Body::Ad(ad) => Some(&ad.binding),
+        Body::Bid(bid) => Some(&bid.binding),
+        Body::Award(a) | Body::Request(a) => Some(&a.binding),
+        Body::Accept(a) => Some(&a.binding),
+        _ => None,
+    }
+}
+
+/// Ties verified keys to a peer. Keys once bound change only by a rotation that the old key has signed.
+fn bind(
+    peer: &mut Peer,
+    now: Ms,
+    keys: &BoundKeys,
+    binding: Option<&Binding>,
+) -> Result<(), Refused> {
+    let (key, x25519) = (hex::encode(keys.ed25519), hex::encode(keys.x25519));
+    if let Some(old) = peer.key.clone() {
+        let same = old == key && peer.x25519.as_ref() == Some(&x25519);
+        if same && peer.epoch == keys.epoch {
+            return Ok(());
+        }
+        let binding = binding.ok_or_else(unbound)?;
+        let known = BoundKeys {
+            ed25519: bytes_of(&old)?,
+            x25519: bytes_of(peer.x25519.as_deref().unwrap_or_default())?,
+            epoch: peer.epoch,
+            // Not remembered: it is the binding's word against itself.
+            peer_id: binding.statement.peer_id.clone(),
+            ..keys.clone()
+        };
+        let proven = binding
+            .succeeds(&known, now / 1000)
+            .map_err(|e| Refused::new(e.code(), e.to_string()))?;
+        if proven != *keys {
+            return Err(unbound());
+        }
+        // What the old key has signed may still be on its way.
+        peer.key_before = Some(old);
+    }
+    peer.key = Some(key);
+    peer.x25519 = Some(x25519);
+    peer.epoch = keys.epoch;
+    Ok(())
+}
+
+fn bytes_of(text: &str) -> Result<[u8; 32], Refused> {
+    let mut bytes = [0u8; 32];
+    hex::decode_to_slice(text, &mut bytes).map_err(|_| unbound())?;
+    Ok(bytes)
+}
+
+fn unbound() -> Refused {
+    Refused::new("key_unbound", "the keys are not bound to their author")
 }

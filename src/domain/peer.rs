@@ -54,6 +54,9 @@ pub struct Peer {
     pub limit_mc: Option<u64>,
     /// Its bound Ed25519 proof key, hex, once a binding has verified.
     pub key: Option<String>,
+    /// The proof key of the epoch before, hex: its signatures may still be on their way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_before: Option<String>,
     /// Its bound X25519 key, hex.
     pub x25519: Option<String>,
     /// Epoch of the binding.
@@ -85,6 +88,7 @@ impl Peer {
             tier: Tier::Stranger,
             limit_mc: None,
             key: None,
+            key_before: None,
             x25519: None,
             epoch: 0,
             lct: String::new(),
@@ -96,6 +100,14 @@ impl Peer {
             disputed: false,
             recent: Vec::new(),
         }
+    }
+
+    /// Whether this proof key, hex, is bound to the peer.
+    pub fn owns(&self, key: &str) -> bool {
+        [&self.key, &self.key_before]
+            .into_iter()
+            .flatten()
+            .any(|own| own == key)
     }
 
     /// Whether the peer's ad in `pool` says that it does `skill` now.

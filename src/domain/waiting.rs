@@ -233,7 +233,7 @@ impl Node {
             }
             (Phase::Checking | Phase::Ended, _) => {}
         }
-        if self.online && job.phase != Phase::Checking {
+        if self.online && !job.is_checking() {
             job.awards
                 .iter()
                 .filter(|a| a.money == Money::Locked)

@@ -266,7 +266,7 @@ impl Node {
         }
     }
 
-    fn keep_alive(&mut self, now: Ms, key: &EngagementKey) {
+    pub(super) fn keep_alive(&mut self, now: Ms, key: &EngagementKey) {
         let Some(work) = self.work.get_mut(key) else {
             return;
         };
@@ -285,6 +285,7 @@ impl Node {
             work.relays.clone(),
             work.lease_ttl_ms,
         );
+        self.rewake_work(key);
         if requester != self.policy.me {
             self.send(
                 Addressee::Peer(requester),
@@ -318,15 +319,15 @@ impl Node {
         work.end = Some(end.to_owned());
         work.ended_ms = now;
         let (owner, task, requester) = (work.owner(), work.task.clone(), work.requester.clone());
+        let result_by_ms = work.result_by_ms;
         self.dirty.work.insert(key.clone());
         self.inputs.remove(key);
         // What outlives an award (the checkpoint, the heads) is kept for the next award of the same task, until the mark
-        // expires; after a payment or a cancel there is none.
-        let over =
-            matches!(end, "paid" | "canceled" | "unacknowledged") || self.is_local(&requester);
-        let last = over && !self.work_of(&owner).any(Engagement::is_live);
-        if last && end == "paid" {
-            self.drop_mark(&owner);
+        // expires. Only silence, which is forgiven, is followed by a next award.
+        let settled = end != "superseded" || self.is_local(&requester);
+        let last = settled && !self.work_of(&owner).any(Engagement::is_live);
+        if settled && !self.is_local(&requester) {
+            self.settle_mark(&owner, result_by_ms);
         }
         self.out.changes.push(Change::DropWork {
             owner: if last { owner } else { String::new() },

@@ -323,7 +323,9 @@ impl Handlers {
         if offline && job.route != Route::Own {
             format!("no relay is reachable, everything is queued; {reason}")
         } else {
-            format!("{}: {reason}", job.state.as_str())
+            // `working: working: ...` would say it twice.
+            let state = format!("{}: ", job.state.as_str());
+            format!("{state}{}", reason.strip_prefix(&state).unwrap_or(&reason))
         }
     }
 

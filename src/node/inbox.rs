@@ -2,12 +2,16 @@
 //!
 //! Order is kept: a marker that all inboxes were read to their end reaches the loop only after everything read before it.
 
+mod reach;
+
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nostr::{Event, EventId, PublicKey};
+use reach::Reach;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::delivery::Tell;
 use super::order::{Arrival, Mail};
@@ -26,7 +30,7 @@ const CHUNK: usize = 64;
 const RECENT_WRAPS: usize = 65_536;
 /// Verified bindings remembered.
 const BINDINGS_MAX: usize = 4_096;
-/// Wraps opened per second and pool (`limits.pool_decrypts_per_s`); what is beyond is announced again by its author.
+/// Wraps opened per second and pool; what is beyond is announced again by its author.
 const POOL_DECRYPTS_PER_S: u32 = 500;
 /// Without any relay after this long the node goes on by itself.
 const ALONE_AFTER: Duration = Duration::from_secs(5);
@@ -127,6 +131,7 @@ impl Opener {
         belongs(verified, &body)?;
         bounds::check(&body, now_s.saturating_mul(1000)).map_err(|e| e.code())?;
         bounds::keep_public_relays(&mut body);
+        bounds::cut_texts(&mut body);
         if body.entry().is_some_and(|entry| !entry.is_signed()) {
             return Err("entry_signature");
         }
@@ -270,24 +275,6 @@ impl Recent {
     }
 }
 
-/// What the carrier's events say of the relays.
-#[derive(Debug, Default)]
-struct Reach {
-    connected: BTreeMap<Arc<str>, Option<u64>>,
-    told: bool,
-}
-
-impl Reach {
-    /// Whether every connected relay has been read to its end since `generation`.
-    fn caught_up(&self, generation: u64) -> bool {
-        !self.connected.is_empty()
-            && self
-                .connected
-                .values()
-                .all(|at| at.is_some_and(|at| at >= generation))
-    }
-}
-
 /// Reads the carrier until it ends.
 pub async fn run(
     opener: Arc<Opener>,
@@ -303,12 +290,19 @@ pub async fn run(
     let alone = tokio::time::sleep(ALONE_AFTER);
     tokio::pin!(alone);
     let mut waiting_alone = true;
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let first = tokio::select! {
             event = events.recv() => match event { Some(event) => event, None => return },
+            _ = tick.tick() => {
+                let newest = generation.load(std::sync::atomic::Ordering::SeqCst);
+                post(&mailbox, reach.judge(newest, Instant::now()));
+                continue;
+            }
             () = &mut alone, if waiting_alone => {
                 waiting_alone = false;
-                if reach.connected.is_empty() && !reach.told {
+                if reach.is_empty() {
                     mailbox.post(Mail::Fact(Input::CaughtUp { online: false }));
                 }
                 continue;
@@ -329,7 +323,8 @@ pub async fn run(
         }
         for event in rest {
             match event {
-                CarrierEvent::Arrived { event, .. } => {
+                CarrierEvent::Arrived { relay, event } => {
+                    reach.heard(&relay, Instant::now());
                     // Until it is judged, another body under the same id may be the true one.
                     let rival = |other: &Event| other.id == event.id && *other != *event;
                     if recent.insert(event.id) || chunk.iter().any(rival) {
@@ -439,6 +434,7 @@ fn tell(
     delivery: &mpsc::UnboundedSender<Tell>,
     generation: u64,
 ) {
+    let now = Instant::now();
     match event {
         CarrierEvent::Published {
             event_id,
@@ -454,28 +450,20 @@ fn tell(
         CarrierEvent::Relay { url, state } => match state {
             RelayState::Connected => {
                 tracing::info!(relay = &*url, "connected");
-                if reach.connected.is_empty() {
-                    mailbox.post(Mail::Fact(Input::Draining));
-                }
-                reach.connected.insert(url.clone(), None);
+                post(mailbox, reach.connected(url.clone(), now));
                 let _ = delivery.send(Tell::Connected(url));
             }
             RelayState::CaughtUp { generation: at } => {
-                reach.connected.insert(url, Some(at));
-                if reach.caught_up(generation) {
-                    reach.told = true;
-                    mailbox.post(Mail::Fact(Input::CaughtUp { online: true }));
-                }
+                reach.caught_up(url, at, now);
+                post(mailbox, reach.judge(generation, now));
             }
             RelayState::Disconnected {
                 reason,
                 retry_in_ms,
             } => {
                 tracing::warn!(relay = &*url, reason, retry_in_ms, "disconnected");
-                let was = reach.connected.remove(&url).is_some();
-                if was && reach.connected.is_empty() {
-                    mailbox.post(Mail::Fact(Input::CaughtUp { online: false }));
-                }
+                post(mailbox, reach.disconnected(&url));
+                post(mailbox, reach.judge(generation, now));
             }
             RelayState::SubscriptionRefused { message, .. } => {
                 tracing::warn!(relay = &*url, message, "subscription refused")
@@ -486,5 +474,11 @@ fn tell(
             RelayState::Connecting => {}
         },
         CarrierEvent::Arrived { .. } => {}
+    }
+}
+
+fn post(mailbox: &Mailbox, news: Option<Input>) {
+    if let Some(input) = news {
+        mailbox.post(Mail::Fact(input));
     }
 }

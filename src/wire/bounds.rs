@@ -9,12 +9,18 @@ use nostr::RelayUrl;
 use nostr::types::url::Host;
 
 use super::canonical::MAX_INTEGER;
-use super::message::{Body, MessageError};
+use super::entry::{Act, Entry};
+use super::message::{Body, MessageError, News};
+use super::proof::{Evidence, Proof};
 
 /// Longest text that names something: a skill, a device, a method, a context.
 pub const MAX_NAME_BYTES: usize = 256;
-/// Longest text meant for a person.
-pub const MAX_TEXT_BYTES: usize = 4_096;
+/// Longest text meant for a person; what is longer is cut.
+pub const MAX_TEXT_CHARS: usize = 500;
+/// Longest part of an evidence, bytes.
+pub const MAX_EVIDENCE_BYTES: usize = 8_192;
+/// Most heads that an entry names: one per author, and a task has no more awards than that.
+pub const MAX_HEADS: usize = 128;
 /// Most skills in an ad.
 pub const MAX_SKILLS: usize = 64;
 /// Most inbox relays that a message names; further ones are not kept.
@@ -25,7 +31,7 @@ pub const MAX_RELAY_BYTES: usize = 255;
 pub const MAX_NOTICE_MS: u64 = 24 * 3_600_000;
 /// How far ahead a time in an award may lie.
 pub const MAX_TERM_MS: u64 = 400 * 24 * 3_600_000;
-/// Shortest and longest task id: 128 random bits, hex.
+/// A task id: 128 random bits.
 const TASK_HEX_DIGITS: usize = 32;
 
 /// Whether every field is within reason; `now_ms` is Unix milliseconds.
@@ -33,6 +39,9 @@ const TASK_HEX_DIGITS: usize = 32;
 /// # Errors
 /// `bounds_exceeded`, naming the first field that is not.
 pub fn check(body: &Body, now_ms: u64) -> Result<(), MessageError> {
+    if let Some(entry) = body.entry() {
+        within("entry", entry_is_sane(entry))?;
+    }
     let by = |at_ms: u64, most_ms: u64| at_ms <= now_ms.saturating_add(most_ms);
     match body {
         Body::Ad(ad) => {
@@ -67,7 +76,6 @@ pub fn check(body: &Body, now_ms: u64) -> Result<(), MessageError> {
         Body::Decline(decline) => {
             within("task", task(&decline.task))?;
             within("code", name(&decline.code))?;
-            within("message", decline.message.len() <= MAX_TEXT_BYTES)?;
             within(
                 "retry_at_ms",
                 decline.retry_at_ms.is_none_or(|at| by(at, MAX_TERM_MS)),
@@ -95,11 +103,68 @@ pub fn check(body: &Body, now_ms: u64) -> Result<(), MessageError> {
             let amounts = [accept.total_mc, accept.unit_price_mc];
             within("total_mc", amounts.iter().all(|n| *n < MAX_INTEGER))
         }
-        Body::Update(update) => within("task", task(&update.task)),
+        Body::Update(update) => {
+            within("task", task(&update.task))?;
+            match &update.news {
+                News::Completed(result) => within("proof", proof_is_sane(&result.proof)),
+                News::Paused { reason, .. } => within("reason", name(reason)),
+                News::Failed { code, .. } => within("code", name(code)),
+                News::Working { .. } | News::Canceled { .. } => Ok(()),
+            }
+        }
         Body::Cancel(cancel) => within("task", task(&cancel.task)),
         Body::Receipt(receipt) => within("task", task(&receipt.task)),
-        Body::Refusal(refusal) => within("task", task(&refusal.task)),
+        Body::Refusal(refusal) => {
+            within("task", task(&refusal.task))?;
+            within("evidence", evidence_is_sane(&refusal.evidence))
+        }
         Body::Ack(_) => Ok(()),
+    }
+}
+
+fn entry_is_sane(entry: &Entry) -> bool {
+    let code = match &entry.what {
+        Act::Declined { code, .. } | Act::Failed { code, .. } | Act::Refused { code, .. } => {
+            name(code)
+        }
+        _ => true,
+    };
+    let names = [&entry.key, &entry.prev, &entry.sig, &entry.author];
+    code && names.iter().all(|n| name(n))
+        && entry.heads.len() <= MAX_HEADS
+        && entry.heads.iter().all(|n| name(n))
+}
+
+fn proof_is_sane(proof: &Proof) -> bool {
+    let names = [
+        &proof.lct,
+        &proof.key,
+        &proof.device,
+        &proof.profile,
+        &proof.implementation,
+        &proof.root,
+        &proof.sig,
+    ];
+    names.iter().all(|n| name(n)) && proof.model.as_ref().is_none_or(|n| name(n))
+}
+
+fn evidence_is_sane(evidence: &Evidence) -> bool {
+    let parts = [&evidence.expected, &evidence.received];
+    name(&evidence.code) && parts.iter().all(|p| p.len() <= MAX_EVIDENCE_BYTES)
+}
+
+/// Cuts what a message says to a person: it may quote anything, and nobody reads more.
+pub fn cut_texts(body: &mut Body) {
+    let text = match body {
+        Body::Decline(decline) => &mut decline.message,
+        Body::Update(update) => match &mut update.news {
+            News::Failed { message, .. } => message,
+            _ => return,
+        },
+        _ => return,
+    };
+    if let Some((end, _)) = text.char_indices().nth(MAX_TEXT_CHARS) {
+        text.truncate(end);
     }
 }
 

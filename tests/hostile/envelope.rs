@@ -6,8 +6,9 @@ use nostr::{Event, EventBuilder, JsonUtil, Keys, Kind, PublicKey, Tag};
 use serde_json::{Value, json};
 
 use super::Target;
+use crate::support::liar::LyingRelay;
 use crate::support::stranger::{
-    LyingRelay, POOL_BITS, Stranger, dropped, key_of, now_s, picture, pool_key, refused, task_id,
+    POOL_BITS, Stranger, dropped, key_of, now_s, picture, pool_key, refused, task_id,
 };
 use crate::support::world::{Node, until};
 
@@ -49,7 +50,13 @@ fn a_seal_that_is_not_right_is_refused_by_its_code() {
         eve.publish(&wrapped(&seal));
     });
     refused(node, &mut eve, "seal_signature", 1, |eve| {
-        let seal = Stranger::seal_text(eve.identity.nostr(), KIND_SEAL, Vec::new(), &key, &honest(eve));
+        let seal = Stranger::seal_text(
+            eve.identity.nostr(),
+            KIND_SEAL,
+            Vec::new(),
+            &key,
+            &honest(eve),
+        );
         let mut altered: Value = serde_json::from_str(&seal.as_json()).unwrap();
         altered["created_at"] = json!(now_s() - 77);
         eve.publish(&Stranger::wrap_text(&altered.to_string(), &key));
@@ -82,7 +89,8 @@ fn a_rumor_that_is_not_right_is_refused_by_its_code() {
         eve.publish(&Stranger::wrap(&seal, &key, Delivery::Stored, 0));
     };
     let altered = |eve: &Stranger, change: &dyn Fn(&mut Value)| {
-        let mut rumor: Value = serde_json::from_str(&eve.rumor(&key, content(&hex)).as_json()).unwrap();
+        let mut rumor: Value =
+            serde_json::from_str(&eve.rumor(&key, content(&hex)).as_json()).unwrap();
         change(&mut rumor);
         rumor.to_string()
     };
@@ -112,27 +120,48 @@ fn a_rumor_that_is_not_right_is_refused_by_its_code() {
         send(eve, &rumor);
         let text = altered(eve, &|r| {
             r.as_object_mut().unwrap().remove("id");
-            r["tags"].as_array_mut().unwrap().push(json!(["p", elsewhere.to_hex()]));
+            r["tags"]
+                .as_array_mut()
+                .unwrap()
+                .push(json!(["p", elsewhere.to_hex()]));
         });
         send(eve, &text);
     });
     refused(node, &mut eve, "rumor_future", 1, |eve| {
-        let text = eve.rumor_at(&key, content(&hex), now_s() + 1_000, now_s() + 2_000).as_json();
+        let text = eve
+            .rumor_at(&key, content(&hex), now_s() + 1_000, now_s() + 2_000)
+            .as_json();
         send(eve, &text);
     });
     refused(node, &mut eve, "rumor_expired", 1, |eve| {
-        let text = eve.rumor_at(&key, content(&hex), now_s() - 1_000, now_s() - 10).as_json();
+        let text = eve
+            .rumor_at(&key, content(&hex), now_s() - 1_000, now_s() - 10)
+            .as_json();
         send(eve, &text);
     });
     refused(node, &mut eve, "expiration_too_far", 1, |eve| {
-        let text = eve.rumor_at(&key, content(&hex), now_s(), now_s() + 31 * 86_400).as_json();
+        let text = eve
+            .rumor_at(&key, content(&hex), now_s(), now_s() + 31 * 86_400)
+            .as_json();
         send(eve, &text);
     });
+    // ContextVM's shape (a signed message right in the wrap) is taken, in bounds; in a seal a rumor of this size would not fit
+    // into any wrap that relays take.
     refused(node, &mut eve, "rumor_too_large", 1, |eve| {
-        let text = eve.rumor(&key, "x".repeat(28_672)).as_json();
-        send(eve, &text);
+        let tags = vec![Tag::public_key(key)];
+        let signed = EventBuilder::new(Kind::from_u16(KIND_MESSAGE), "x".repeat(28_672)).tags(tags);
+        let signed = signed.sign_with_keys(eve.identity.nostr()).unwrap();
+        eve.publish(&Stranger::wrap_text(&signed.as_json(), &key));
     });
-    // ContextVM's shape is taken; a copy that somebody else signed is not.
+    refused(node, &mut eve, "method_unknown", 1, |eve| {
+        let text =
+            json!({"jsonrpc": "2.0", "method": "x", "params": {"to": hex, "v": 1}}).to_string();
+        let signed =
+            EventBuilder::new(Kind::from_u16(KIND_MESSAGE), text).tags([Tag::public_key(key)]);
+        let signed = signed.sign_with_keys(eve.identity.nostr()).unwrap();
+        eve.publish(&Stranger::wrap_text(&signed.as_json(), &key));
+    });
+    // A copy that somebody else signed is not taken.
     refused(node, &mut eve, "seal_signature", 1, |eve| {
         let tags = vec![Tag::public_key(key)];
         let signed = EventBuilder::new(Kind::from_u16(KIND_MESSAGE), content(&hex)).tags(tags);
@@ -179,12 +208,19 @@ fn the_same_rumor_has_one_effect_however_often_it_is_wrapped() {
     let task = task_id();
     let offer = eve.offer(&task, |_| {});
     let seal = eve.announce(Body::Offer(Box::new(offer)));
-    eve.hear("a bid", |h| matches!(&h.body, Body::Bid(b) if b.task == task).then_some(()));
+    eve.hear("a bid", |h| {
+        matches!(&h.body, Body::Bid(b) if b.task == task).then_some(())
+    });
     refused(node, &mut mallory, "duplicate", 1, |mallory| {
         mallory.publish(&Stranger::wrap(&seal, &pool, Delivery::Stored, POOL_BITS));
     });
     refused(node, &mut mallory, "ephemeral_refused", 1, |mallory| {
-        mallory.publish(&Stranger::wrap(&seal, &pool, Delivery::Ephemeral, POOL_BITS));
+        mallory.publish(&Stranger::wrap(
+            &seal,
+            &pool,
+            Delivery::Ephemeral,
+            POOL_BITS,
+        ));
     });
     // Sealed to the pool, it does not open in the node's own inbox.
     refused(node, &mut mallory, "undecryptable", 1, |mallory| {
@@ -252,16 +288,25 @@ fn what_a_lying_relay_makes_up_is_refused_and_hides_nothing() {
     // Known id, other body.
     refused(&node, &mut eve, "wrap_id", 1, |_| {
         liar.push(&hex, &[change(&event, "content", json!("AAAA"))]);
-        until("the refusal", || (dropped(&node).get("wrap_id") == Some(&1)).then_some(()));
+        until("the refusal", || {
+            (dropped(&node).get("wrap_id") == Some(&1)).then_some(())
+        });
     });
     refused(&node, &mut eve, "wrap_signature", 1, |_| {
         liar.push(&hex, &[change(&event, "sig", json!("11".repeat(64)))]);
-        until("the refusal", || dropped(&node).get("wrap_signature").copied());
+        until("the refusal", || {
+            dropped(&node).get("wrap_signature").copied()
+        });
     });
     // 70 KiB that NIP-44 could not even hold.
     refused(&node, &mut eve, "event_too_large", 1, |_| {
-        liar.push(&hex, &[change(&event, "content", json!("A".repeat(96_000)))]);
-        until("the refusal", || dropped(&node).get("event_too_large").copied());
+        liar.push(
+            &hex,
+            &[change(&event, "content", json!("A".repeat(96_000)))],
+        );
+        until("the refusal", || {
+            dropped(&node).get("event_too_large").copied()
+        });
     });
     // Both forgeries and the event itself in one breath: the event still arrives, once.
     let before = dropped(&node).get("task_unknown").copied().unwrap_or(0);
@@ -278,11 +323,44 @@ fn what_a_lying_relay_makes_up_is_refused_and_hides_nothing() {
     let (image, counts) = (picture(&node), dropped(&node));
     liar.push(&hex, &[event.as_json(), event.as_json()]);
     eve.fence(&hex);
-    until("the fence", || (dropped(&node)["task_unknown"] == before + 2).then_some(()));
-    assert_eq!(dropped(&node).get("duplicate"), counts.get("duplicate"), "a copy of a wrap costs nothing");
+    until("the fence", || {
+        (dropped(&node)["task_unknown"] == before + 2).then_some(())
+    });
+    assert_eq!(
+        dropped(&node).get("duplicate"),
+        counts.get("duplicate"),
+        "a copy of a wrap costs nothing"
+    );
     assert_eq!(picture(&node), image);
     // Neither a frame nor an event nor for us.
-    let mut noise = vec!["{}".to_owned(), "\"x\"".into(), "[[[[".into(), change(&event, "kind", json!(1))];
+    let mut noise = vec![
+        "{}".to_owned(),
+        "\"x\"".into(),
+        "[[[[".into(),
+        change(&event, "kind", json!(1)),
+    ];
     noise.push(change(&event, "tags", json!([["p", eve.hex()]])));
     refused(&node, &mut eve, "duplicate", 0, |_| liar.push(&hex, &noise));
+}
+
+/// A relay that takes every request and never comes to an end: the node waits for it within bounds, and goes on with the others.
+#[test]
+fn a_relay_that_never_answers_does_not_hold_the_node_up() {
+    let (liar, honest) = (LyingRelay::start(), crate::support::world::Relay::start());
+    liar.fall_silent();
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::init(dir.path(), "target", &[&liar.url, &honest.url]);
+    node.up();
+    // The end of a deadline is a timer: it is judged only by a node that has read its inboxes.
+    let input = crate::support::stranger::tiny();
+    let params = json!({"skill": "simulation", "input": input, "pool": "legion", "deadline_s": 1});
+    let asked = node.call("task/ask", params);
+    let id = asked["result"]["task"]["id"].clone();
+    until("the end of a task that nobody does", || {
+        let task = node.call("task/get", json!({"id": id}));
+        (task["result"]["task"]["status"]["state"] == "rejected").then_some(())
+    });
+    // And it hears, through the relay that is one.
+    let mut eve = Stranger::on(&honest.url);
+    refused(&node, &mut eve, "duplicate", 0, |_| {});
 }

@@ -101,6 +101,7 @@ pub(crate) enum Event {
     Jump(usize, i64),
     Suspend(usize, u64),
     Resend(usize),
+    Owner(usize, Box<Input>),
 }
 
 /// How rough the world is, percent each.
@@ -126,6 +127,8 @@ pub(crate) struct World {
     /// Letters with this method and from this machine are delayed by so much.
     pub(crate) slow: Option<(usize, &'static str, u64)>,
     pub(crate) trace: bool,
+    /// The hash of every step, if somebody wants to compare.
+    pub(crate) digest: Option<Vec<String>>,
 }
 
 impl World {
@@ -164,6 +167,7 @@ impl World {
             order: 0,
             slow: None,
             trace: std::env::var_os("SIM_TRACE").is_some(),
+            digest: None,
         }
     }
 
@@ -411,6 +415,9 @@ impl World {
             return false;
         };
         let step = node.handle(now, &mut Chance::new(seed), input);
+        if let Some(digest) = &mut self.digest {
+            digest.push(sha256_hex(&serde_json::to_vec(&step).unwrap()));
+        }
         self.judge(at);
         if !calm && before {
             self.crash(at);
@@ -553,7 +560,9 @@ impl World {
             let wake = wake.saturating_add_signed(-skew).max(self.now);
             assert!(
                 wake > self.now || self.machines[at].wake != self.now,
-                "a timer spins: {:?}",
+                "a timer spins: {:?} {:?} {:?}",
+                self.node(at).work(),
+                self.node(at).owner(),
                 self.node(at).jobs()
             );
             if wake != self.machines[at].wake {
@@ -645,6 +654,9 @@ impl World {
                 self.machines[at].wake = u64::MAX;
                 self.at(wake, Event::Online(at));
                 self.machines[at].online = false;
+            }
+            Event::Owner(at, input) => {
+                self.input(at, *input);
             }
             Event::Resend(at) => {
                 if self.machines[at].node.is_some() {

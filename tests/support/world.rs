@@ -389,7 +389,7 @@ pub(crate) fn gone(workers: &[u32]) {
 
 /// Two nodes that trust each other, on one relay.
 pub(crate) struct Pair {
-    pub(crate) dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
     pub(crate) relay: Option<Relay>,
     pub(crate) asker: Node,
     pub(crate) worker: Node,
@@ -416,7 +416,7 @@ impl Pair {
         asker.ok(&["peers", "trust", &worker.npub, "--tier", "trusted"]);
         worker.ok(&["peers", "trust", &asker.npub, "--tier", "trusted"]);
         Self {
-            dir,
+            _dir: dir,
             relay: None,
             asker,
             worker,

@@ -1,0 +1,459 @@
+//! The command line's contract against the real node: shapes of answers, exit codes, and what people read.
+//!
+//! `LEGION_WRITE_FIXTURES=1 cargo test --test legion contract::` writes the shapes of this build into `fixtures/cli/`.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::support::world::{LEGION, Node, Pair, Relay, option, until};
+
+fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("fixtures/cli/{name}.json"))
+}
+
+/// An example of one shape of answer.
+fn fixture(name: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path(name)).unwrap()).unwrap()
+}
+
+/// Objects with the names of their fields, everything else with its kind; of a list, its first item.
+fn structure(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => fields
+            .iter()
+            .map(|(name, value)| (name.clone(), structure(value)))
+            .collect(),
+        Value::Array(items) => items
+            .first()
+            .map_or_else(|| json!([]), |first| json!([structure(first)])),
+        Value::String(_) => json!("string"),
+        Value::Number(_) => json!("number"),
+        Value::Bool(_) => json!("boolean"),
+        Value::Null => json!("null"),
+    }
+}
+
+/// The answer has the shape of `fixtures/cli/<name>.json`. `task` is written as `t1` there.
+fn shape(name: &str, value: &Value, task: &str) {
+    if std::env::var_os("LEGION_WRITE_FIXTURES").is_some_and(|v| v == "1") {
+        let text = serde_json::to_string_pretty(value).unwrap();
+        let text = if task.is_empty() {
+            text
+        } else {
+            text.replace(task, "t1")
+        };
+        std::fs::write(path(name), text + "\n").unwrap();
+    }
+    assert_eq!(
+        structure(value),
+        structure(&fixture(name)),
+        "the shape of `{name}` changed: {value:#}"
+    );
+}
+
+/// An option of 64 units.
+fn units_64<'a>(extra: &[&'a str]) -> Vec<&'a str> {
+    let mut args = option(&["--set", "steps=128"]);
+    args.extend(extra);
+    args
+}
+
+/// An option that takes a worker of one core some seconds.
+fn long<'a>(extra: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["ask", "simulation"];
+    for pair in [
+        "kind=european",
+        "side=call",
+        "spot=100",
+        "strike=105",
+        "rate=0.05",
+        "volatility=0.2",
+        "years=1",
+        "steps=256",
+        "paths=1000000",
+    ] {
+        args.extend(["--set", pair]);
+    }
+    args.extend(extra);
+    args
+}
+
+/// Both up on one relay, the worker with one core; it does not trust the asker.
+fn strangers(relay: &Relay, dir: &Path) -> (Node, Node) {
+    let mut asker = Node::init(dir, "asker", &[&relay.url]);
+    let mut worker = Node::init(dir, "worker", &[&relay.url]);
+    worker.configure("labor", "cores", "1");
+    asker.up();
+    worker.up();
+    (asker, worker)
+}
+
+/// The asker has seen the worker's ad.
+fn until_advertised(asker: &Node, worker: &Node) {
+    until("the worker's ad", || {
+        let peers = asker.ok(&["peers"]);
+        let known = peers["peers"]
+            .as_array()?
+            .iter()
+            .find(|p| p["npub"] == worker.npub.as_str())?
+            .clone();
+        known["skills"].is_array().then_some(())
+    });
+}
+
+#[test]
+fn every_answer_has_its_shape() {
+    let relay = Relay::start();
+    let dir = tempfile::tempdir().unwrap();
+    let mut asker = Node::init(dir.path(), "asker", &[&relay.url]);
+    let mut worker = Node::init(dir.path(), "worker", &[&relay.url]);
+    let ready = asker.up();
+    assert_eq!(
+        (&ready["ready"], ready["npub"].as_str()),
+        (&json!(true), Some(asker.npub.as_str()))
+    );
+    assert!(
+        ready["relays"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .any(|url| url.starts_with(&relay.url)),
+        "{ready}"
+    );
+    // The relays' names are in the keys, and their states depend on the moment: the fields count.
+    let fields = |ready: &Value| -> Vec<String> {
+        let relay = ready["relays"]
+            .as_object()
+            .unwrap()
+            .values()
+            .next()
+            .unwrap();
+        relay.as_object().unwrap().keys().cloned().collect()
+    };
+    let expected = fixture("up");
+    assert_eq!(fields(&ready), fields(&expected));
+    assert_eq!(
+        ready.as_object().unwrap().len(),
+        expected.as_object().unwrap().len()
+    );
+    worker.up();
+    asker.ok(&[
+        "peers",
+        "trust",
+        &worker.npub,
+        "--tier",
+        "trusted",
+        "--limit",
+        "5000",
+    ]);
+    worker.ok(&["peers", "trust", &asker.npub, "--tier", "trusted"]);
+    until_advertised(&asker, &worker);
+
+    let done = asker.ok(&units_64(&["--key", "k1"]));
+    let id = done["task"]["id"].as_str().unwrap().to_owned();
+    shape("ask", &done, &id);
+    assert_eq!(
+        structure(&asker.ok(&["wait", &id])),
+        structure(&done),
+        "`wait` answers as `ask` does"
+    );
+    shape("task", &asker.ok(&["task", &id]), &id);
+    shape("tasks", &asker.ok(&["tasks"]), &id);
+    shape("why", &asker.ok(&["why", &id]), &id);
+    shape("peers", &asker.ok(&["peers"]), &id);
+    until("the books to be settled", || {
+        (asker.ok(&["status"])["locks"] == 0).then_some(())
+    });
+    let ledger = asker.ok(&["ledger"]);
+    shape("ledger", &ledger, &id);
+    assert_eq!(ledger["sum_mc"], 0);
+    let detached = asker.ok(&units_64(&["--detach", "--key", "k2"]));
+    shape(
+        "ask_detach",
+        &detached,
+        detached["task"]["id"].as_str().unwrap(),
+    );
+    shape("skills", &asker.ok(&["skills"]), "");
+
+    let exported = asker.ok(&["proof", "export", &id]);
+    // Entries are exported by author and number: the requester's first one is what the fixture shows.
+    let mut shown = exported.clone();
+    let entries = shown["entries"].as_array_mut().unwrap();
+    entries.sort_by_key(|entry| entry["what"]["act"] != "awarded");
+    shape("proof", &shown, &id);
+    let file = dir.path().join("proof.json");
+    std::fs::write(&file, exported.to_string()).unwrap();
+    let verified = asker.ok(&["proof", "verify", file.to_str().unwrap()]);
+    assert_eq!(
+        (&verified["valid"], &verified["cost_mc"]),
+        (&json!(true), &done["cost_mc"])
+    );
+    std::fs::write(
+        &file,
+        exported.to_string().replace("\"price\":", "\"price\":1"),
+    )
+    .unwrap();
+    let forged = asker.fails(1, &["proof", "verify", file.to_str().unwrap()]);
+    assert_eq!(forged["error"]["code"], "output_mismatch");
+    people_read(&asker, &worker, &id);
+}
+
+/// The same without `--json`: the facts are there, in words.
+fn people_read(asker: &Node, worker: &Node, id: &str) {
+    let read = |args: &[&str]| {
+        let output = Command::new(LEGION)
+            .arg("--home")
+            .arg(&asker.home)
+            .args(args)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0), "{args:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let tasks = read(&["tasks"]);
+    let row = tasks.lines().find(|line| line.starts_with(id)).unwrap();
+    assert!(
+        row.contains("completed") && row.contains("requester") && row.contains("simulation"),
+        "{tasks}"
+    );
+    let peers = read(&["peers"]);
+    let row = peers
+        .lines()
+        .find(|line| line.starts_with(&worker.npub))
+        .unwrap();
+    assert!(
+        row.contains("trusted")
+            && row.contains("5000")
+            && row.contains("simulation 1 mc")
+            && !row.contains("never"),
+        "{peers}"
+    );
+    let task = read(&["task", id]);
+    assert!(
+        task.contains("state: completed") && task.contains("price:") && task.contains("paid"),
+        "{task}"
+    );
+    assert!(read(&["why", id]).starts_with(&format!("task {id} is completed")));
+    let status = read(&["status"]);
+    assert!(
+        status.contains("foreign work: allowed") && status.contains("connected"),
+        "{status}"
+    );
+    assert!(read(&["ledger"]).contains("sum: 0"));
+    assert!(read(&["wait", id]).contains("units recomputed"));
+}
+
+#[test]
+fn without_a_relay_or_a_peer_a_task_is_durable_and_then_has_no_provider() {
+    let dir = tempfile::tempdir().unwrap();
+    // Nobody listens there, and nobody ever did.
+    let mut asker = Node::init(dir.path(), "asker", &["ws://127.0.0.1:9"]);
+    let ready = asker.up();
+    assert_eq!(ready["ready"], true, "local commands work without a relay");
+    let never_seen = Node::init(dir.path(), "other", &["ws://127.0.0.1:9"]);
+    let peers = asker.ok(&["peers", "trust", &never_seen.npub, "--tier", "trusted"]);
+    assert_eq!(peers["peers"][0]["npub"], never_seen.npub.as_str());
+
+    let forgotten = asker.ok(&["peers", "forget", &never_seen.npub]);
+    assert_eq!(forgotten["peers"], json!([]));
+    let unknown = asker.fails(2, &["peers", "forget", &never_seen.npub]);
+    assert_eq!(unknown["error"]["code"], "peer_unknown");
+    let typo = asker.fails(2, &["peers", "trust", "npub1nonsense", "--tier", "own"]);
+    assert_eq!(
+        typo["error"]["code"],
+        asker.fails(2, &["ledger", "--peer", "npub1nonsense"])["error"]["code"]
+    );
+
+    let detached = asker.ok(&option(&["--detach"]));
+    assert_eq!(detached["task"]["status"]["state"], "submitted");
+    let directed = asker.ok(&option(&["--detach", "--peer", &never_seen.npub]));
+    assert_ne!(directed["task"]["id"], detached["task"]["id"]);
+    assert_eq!(asker.ok(&["tasks"])["tasks"].as_array().unwrap().len(), 2);
+
+    let alone = asker.fails(3, &option(&["--deadline", "2"]));
+    assert_eq!(alone["error"]["code"], "no_provider");
+    assert_eq!(alone["task"]["status"]["state"], "rejected");
+
+    asker.kill();
+    asker.up();
+    assert_eq!(
+        asker.ok(&["tasks"])["tasks"].as_array().unwrap().len(),
+        3,
+        "what was asked is still there"
+    );
+}
+
+#[test]
+fn a_task_that_every_known_peer_refuses_ends_at_once_and_says_why() {
+    let relay = Relay::start();
+    let dir = tempfile::tempdir().unwrap();
+    let (asker, worker) = strangers(&relay, dir.path());
+    until_advertised(&asker, &worker);
+    let refused = asker.fails(3, &option(&["--deadline", "3600"]));
+    assert_eq!(refused["error"]["code"], "no_provider");
+    let message = refused["error"]["message"].as_str().unwrap();
+    assert!(
+        message.contains(&worker.npub) && message.contains("credit_required"),
+        "{message}"
+    );
+    let why = asker.ok(&["why", refused["task"]["id"].as_str().unwrap()]);
+    assert_eq!(why["peers"][0]["said"]["code"], "credit_required");
+}
+
+#[test]
+fn permissions_of_the_file_are_those_in_effect() {
+    let relay = Relay::start();
+    let dir = tempfile::tempdir().unwrap();
+    let mut asker = Node::init(dir.path(), "asker", &[&relay.url]);
+    asker.up();
+    for (name, table, key, value, code) in [
+        (
+            "w1",
+            "permissions.trusted",
+            "delegate",
+            "false",
+            "permission_denied",
+        ),
+        (
+            "w2",
+            "permissions.trusted",
+            "execute",
+            "[\"other\"]",
+            "permission_denied",
+        ),
+        (
+            "w3",
+            "permissions.trusted",
+            "max_price_mc",
+            "0",
+            "price_limit",
+        ),
+        ("w4", "market", "unit_price_mc", "5000", "price_too_low"),
+    ] {
+        let mut worker = Node::init(dir.path(), name, &[&relay.url]);
+        worker.configure(table, key, value);
+        worker.up();
+        worker.ok(&["peers", "trust", &asker.npub, "--tier", "trusted"]);
+        until_advertised(&asker, &worker);
+        let refused = asker.fails(1, &option(&["--peer", &worker.npub]));
+        assert_eq!(refused["error"]["code"], code, "{key} = {value}: {refused}");
+    }
+    // An exception for this one peer lifts what its tier forbids.
+    let mut worker = Node::init(dir.path(), "w5", &[&relay.url]);
+    worker.configure("permissions.trusted", "delegate", "false");
+    let file = worker.home.join("config/legion.toml");
+    let rule = format!(
+        "\n[[permissions.rule]]\npeer = \"{}\"\nallow = true\nunit_price_mc = 3\n",
+        asker.npub
+    );
+    std::fs::write(&file, std::fs::read_to_string(&file).unwrap() + &rule).unwrap();
+    worker.up();
+    worker.ok(&["peers", "trust", &asker.npub, "--tier", "trusted"]);
+    until_advertised(&asker, &worker);
+    let done = asker.ok(&option(&["--peer", &worker.npub]));
+    assert_eq!(
+        done["cost_mc"].as_u64(),
+        done["verified"]["units_total"]
+            .as_u64()
+            .map(|units| 3 * units)
+    );
+}
+
+#[test]
+fn cancel_ctrl_c_and_the_deadline_have_their_exit_codes() {
+    let pair = Pair::start(|_, worker| worker.configure("labor", "cores", "1"));
+    let started = |args: &[&str]| {
+        let id = pair.asker.ok(args)["task"]["id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        until("the work to begin", || {
+            let begun = pair
+                .worker
+                .journaled("checkpoint")
+                .iter()
+                .any(|e| e["task"] == id.as_str());
+            begun.then_some(())
+        });
+        id
+    };
+
+    let id = started(&long(&["--peer", &pair.worker.npub, "--detach"]));
+    let mut waiting = pair
+        .asker
+        .command(&["wait", &id])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(waiting.stderr.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    assert!(line.starts_with("working"), "{line}");
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&waiting),
+        rustix::process::Signal::INT,
+    )
+    .unwrap();
+    let output = waiting.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert!(
+        said.lines()
+            .any(|line| line.unwrap() == format!("legion wait {id}"))
+    );
+    let canceled = pair.asker.ok(&["cancel", &id]);
+    assert_eq!(canceled["task"]["status"]["state"], "canceled");
+    let ended = pair.asker.fails(1, &["wait", &id]);
+    assert_eq!(ended["task"]["status"]["state"], "canceled");
+    assert_eq!(
+        pair.asker.ok(&["task", &id])["task"]["status"]["state"],
+        "canceled",
+        "`task` ends with 0 whatever the state"
+    );
+
+    for args in [
+        &["task", "nonsense"][..],
+        &["wait", "nonsense"],
+        &["cancel", "nonsense"],
+        &["why", "nonsense"],
+    ] {
+        assert_eq!(
+            pair.asker.fails(2, args)["error"]["code"],
+            "task_unknown",
+            "{args:?}"
+        );
+    }
+    let bad = pair.asker.fails(2, &option(&["--set", "paths:=-5"]));
+    assert_eq!(bad["error"]["code"], "input_invalid");
+    let bad = pair.asker.fails(2, &option(&["--pool", "nobody-joined"]));
+    assert_eq!(bad["error"]["code"], "pool_unknown");
+    pair.settle();
+}
+
+#[test]
+fn a_deadline_that_passes_while_somebody_works_is_4() {
+    let mut pair = Pair::start(|_, worker| worker.configure("labor", "cores", "1"));
+    let id = pair.asker.ok(&long(&[
+        "--peer",
+        &pair.worker.npub,
+        "--deadline",
+        "6",
+        "--detach",
+    ]))["task"]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    until("the work to begin", || {
+        (!pair.worker.journaled("lease_granted").is_empty()).then_some(())
+    });
+    until("the asker to know", || {
+        (pair.asker.ok(&["task", &id])["task"]["status"]["state"] == "working").then_some(())
+    });
+    pair.worker.kill();
+    let passed = pair.asker.fails(4, &["wait", &id]);
+    assert_eq!(passed["error"]["code"], "deadline_passed");
+    assert_eq!(passed["task"]["status"]["state"], "failed");
+}

@@ -1,0 +1,10 @@
+//! What the decisions promise, one file per promise: money, history, matching, hostile input, the same bytes everywhere.
+
+mod claims;
+mod history;
+mod hostile;
+mod ledger;
+mod market;
+pub(crate) mod pair;
+mod rotation;
+mod same_bytes;
