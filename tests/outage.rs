@@ -12,7 +12,11 @@ fn borrowed(args: &[String]) -> Vec<&str> {
 
 /// A job of 512 units, some seconds of work, with checkpoints every 8 units and hours until its deadline.
 fn long_job() -> Vec<String> {
-    let mut args = job(512, 2);
+    longer_job(2)
+}
+
+fn longer_job(weight: u32) -> Vec<String> {
+    let mut args = job(512, weight);
     args.extend(["--deadline".into(), "14400".into()]);
     args
 }
@@ -142,7 +146,7 @@ fn both_clocks_jump(ahead_s: i64) {
             node.set_clock(0);
         }
     });
-    let args = long_job();
+    let args = longer_job(5);
     let task = pair.ask("jump", &borrowed(&args));
     checkpoints(&pair.worker, &task, 3);
     set_clocks(&mut pair, ahead_s);
@@ -166,7 +170,7 @@ fn both_clocks_jump_an_hour_back_and_ahead() {
 /// One clock is wrong until the work is done; what was dated wrongly meanwhile arrives when the clock is right again.
 fn one_clock_jumps(asker: bool, ahead_s: i64) {
     let mut pair = pair_with_clocks();
-    let args = long_job();
+    let args = longer_job(5);
     let task = pair.ask("jump", &borrowed(&args));
     checkpoints(&pair.worker, &task, 3);
     let node = if asker {

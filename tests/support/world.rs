@@ -192,7 +192,11 @@ impl Node {
             .spawn()
             .unwrap();
         let line = first_line(&mut child);
-        self.child = Some(child);
+        if !line.contains("\"ready\":true") {
+            child.wait().unwrap();
+        } else {
+            self.child = Some(child);
+        }
         line
     }
 
@@ -429,6 +433,16 @@ impl Pair {
 
     /// Waits for the task: completed, accepted once, paid once on both sides; then for rest.
     pub(crate) fn finish(&self, task: &str) -> Value {
+        let shown = Shown(self);
+        until("the task to end", || {
+            let found = self.asker.ok(&["task", task]);
+            let state = found["task"]["status"]["state"]
+                .as_str()
+                .unwrap()
+                .to_owned();
+            (!matches!(state.as_str(), "submitted" | "working")).then_some(())
+        });
+        drop(shown);
         let done = self.asker.ok(&["wait", task]);
         assert_eq!(done["task"]["status"]["state"], "completed");
         self.settle();
