@@ -363,6 +363,23 @@ fn permissions_of_the_file_are_those_in_effect() {
 }
 
 #[test]
+fn a_refusal_by_a_peer_that_was_never_heard_of_is_heard() {
+    let relay = Relay::start();
+    let dir = tempfile::tempdir().unwrap();
+    let mut asker = Node::init(dir.path(), "asker", &[&relay.url]);
+    let mut worker = Node::init(dir.path(), "worker", &[&relay.url]);
+    // No pool, no ads: the refusal is the first that the asker hears of the worker, and says by which key it is signed.
+    asker.configure("", "pools", "[]");
+    worker.configure("", "pools", "[]");
+    asker.up();
+    worker.up();
+    let refused = asker.fails(1, &option(&["--peer", &worker.npub, "--deadline", "40"]));
+    assert_eq!(refused["error"]["code"], "credit_required", "{refused}");
+    let nowhere = asker.fails(2, &option(&[]));
+    assert_eq!(nowhere["error"]["code"], "pool_missing");
+}
+
+#[test]
 fn cancel_ctrl_c_and_the_deadline_have_their_exit_codes() {
     let pair = Pair::start(|_, worker| worker.configure("labor", "cores", "1"));
     let started = |args: &[&str]| {

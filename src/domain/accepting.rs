@@ -281,6 +281,7 @@ impl Node {
             message: refused.message,
             retry_at_ms,
             entry: Some(entry),
+            binding: Some(self.policy.binding.clone()),
         };
         self.send_peer_at(
             from,
@@ -424,6 +425,7 @@ impl Node {
                     message: "withdrawn by the requester".into(),
                     retry_at_ms: None,
                     entry: Some(entry),
+                    binding: Some(self.policy.binding.clone()),
                 };
                 self.send_peer(&requester, Body::Decline(Box::new(decline)), settle_by);
                 self.move_work_money(now, key, Event::Decline, 0);

@@ -49,6 +49,7 @@ impl Node {
                     message: refused.message,
                     retry_at_ms,
                     entry: None,
+                    binding: None,
                 };
                 self.send(
                     to,

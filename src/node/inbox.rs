@@ -234,6 +234,7 @@ fn binding_of(body: &Body) -> Option<&Binding> {
         Body::Bid(bid) => Some(&bid.binding),
         Body::Award(award) | Body::Request(award) => Some(&award.binding),
         Body::Accept(accept) => Some(&accept.binding),
+        Body::Decline(decline) => decline.binding.as_ref(),
         _ => None,
     }
 }

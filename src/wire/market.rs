@@ -110,6 +110,9 @@ pub struct Decline {
     pub retry_at_ms: Option<u64>,
     /// Signed entry for an award ([`super::entry::Act::Declined`]).
     pub entry: Option<Entry>,
+    /// With an entry: the keys that it is signed with, for a requester that has never heard of this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binding: Option<Binding>,
 }
 
 /// `pool/withdraw`: the offer is closed, or awards up to `award_no` no longer stand.

@@ -42,6 +42,7 @@ fn decline(award: &Award, requester: &str, award_no: u32, code: &str) -> Decline
         message: String::new(),
         retry_at_ms: None,
         entry: None,
+        binding: None,
     }
 }
 
