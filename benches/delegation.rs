@@ -547,10 +547,10 @@ impl World {
                 scope.spawn(|| {
                     let mut client = self.asker.client();
                     while !stop.load(Ordering::Relaxed) {
-                        if let Err(error) = self.ask(&mut client, true).0 {
-                            if failed.fetch_add(1, Ordering::Relaxed) == 0 {
-                                eprintln!("first failure: {error}");
-                            }
+                        if let Err(error) = self.ask(&mut client, true).0
+                            && failed.fetch_add(1, Ordering::Relaxed) == 0
+                        {
+                            eprintln!("first failure: {error}");
                         }
                     }
                 });

@@ -6,6 +6,7 @@ use super::engagement::{self, Engagement, Stage, StopWhy};
 use super::history;
 use super::ledger::{Event, State as Money};
 use super::mark::{self, Promise};
+use super::peer::Tier;
 use super::step::{EngagementKey, Incoming, Ms, PlanFacts, Refused};
 use crate::wire::entry::{Act, Entry};
 use crate::wire::market::{Accept, Award, Decline};
@@ -287,8 +288,17 @@ impl Node {
             from,
             &award.relays,
             Body::Decline(Box::new(decline)),
-            award.settle_by_ms,
+            now.saturating_add(self.answer_ttl_ms(from))
+                .min(award.settle_by_ms),
         );
+    }
+
+    /// How long an answer to somebody who is owed nothing is kept for delivery: a stranger cannot fill the outbox.
+    fn answer_ttl_ms(&self, from: &str) -> Ms {
+        match self.peer(from).tier {
+            Tier::Stranger => self.policy.message_ttl_ms.min(600_000),
+            Tier::Own | Tier::Trusted => self.policy.message_ttl_ms,
+        }
     }
 
     /// A newer award of the task exists, or the requester withdrew: stop the older ones.

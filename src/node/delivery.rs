@@ -290,13 +290,15 @@ impl Deliverer {
             let Some(seq) = self.by_rumor.get(&rumor) else {
                 continue;
             };
-            // Only the recipient may say so; a reply key answers as its owner, whose identity the sealed bid went to.
-            let addressed = self.rows.get(seq).is_some_and(|r| {
-                r.recipient == Some(from)
-                    || r.parcel
-                        .sends
-                        .iter()
-                        .any(|s| matches!(s.to, Addressee::Reply(_)))
+            // Only the recipient may say so; for a reply key that is the requester who made it.
+            let hex = from.to_hex();
+            let addressed = self.rows.get(seq).is_some_and(|row| {
+                row.recipient == Some(from)
+                    || row.parcel.sends.iter().any(|send| match &send.body {
+                        Body::Bid(bid) => bid.requester == hex,
+                        Body::Decline(decline) => decline.requester == hex,
+                        _ => false,
+                    })
             });
             if addressed {
                 done.push(*seq);

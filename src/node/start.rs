@@ -101,6 +101,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         config,
         identity,
     } = parts;
+    let mut signals = Signals::catch()?;
     let identity = Arc::new(identity);
     let relays = config.relay_list(&home)?;
     let read: Vec<String> = relays
@@ -268,7 +269,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         let _ = shutting.wait_for(|s| *s).await;
     }));
     let failed = tokio::select! {
-        () = signalled() => None,
+        () = signals.any() => None,
         _ = stopped.wait_for(|s| *s) => None,
         end = &mut core_end => end.ok().and_then(Result::err),
     };
@@ -315,17 +316,26 @@ async fn rest(mailbox: &Mailbox) {
     );
 }
 
-async fn signalled() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut int)) = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+/// SIGTERM and SIGINT, caught from the moment this is made: before `ready` invites anyone to send one.
+struct Signals {
+    term: tokio::signal::unix::Signal,
+    int: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn catch() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
     }
 }
 
