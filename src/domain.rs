@@ -82,6 +82,8 @@ pub struct Node {
     caught_up_ms: Ms,
     stopping: bool,
     loopback: VecDeque<Incoming>,
+    /// Offers declined because of a pause, by `<requester>/<task>`, each with the time from when it says nothing.
+    held: BTreeMap<String, (Ms, Incoming)>,
     dirty: Dirty,
     out: Step,
 }
@@ -107,6 +109,7 @@ impl Node {
             caught_up_ms: 0,
             stopping: false,
             loopback: VecDeque::new(),
+            held: BTreeMap::new(),
             dirty: Dirty::default(),
             out: Step::default(),
         }
@@ -207,7 +210,7 @@ impl Node {
             } => self.on_trust(now, &npub, tier, limit_mc),
             Input::Forget { npub } => self.on_forget(&npub),
             Input::Pause { mode, for_ms } => self.on_pause(now, mode, for_ms),
-            Input::Resume => self.on_resume(),
+            Input::Resume => self.on_resume(now),
             Input::Shutdown => self.on_shutdown(),
             Input::Message(incoming) => self.on_message(now, chance, *incoming),
             Input::Labor { key, news } => self.on_labor(now, &key, news),

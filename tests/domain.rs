@@ -6,5 +6,6 @@ mod hostile;
 mod ledger;
 mod market;
 pub(crate) mod pair;
+mod pause;
 mod rotation;
 mod same_bytes;

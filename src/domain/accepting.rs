@@ -305,6 +305,7 @@ impl Node {
     pub(super) fn supersede_work(&mut self, now: Ms, from: &str, task: &str, below: u32) {
         self.note_withdrawn(now, from, task, below);
         let owner = format!("{from}/{task}");
+        self.held.remove(&owner);
         let older: Vec<_> = self
             .work_of(&owner)
             .filter(|w| w.award_no < below && w.is_work())

@@ -9,6 +9,9 @@ use crate::wire::entry::{Act, Entry};
 use crate::wire::market::{Accept, Decline, Withdraw};
 use crate::wire::message::{Body, News, Update};
 
+/// How often a paused peer is asked for a directed task that it did not take.
+const PAUSED_RETRY_MS: Ms = 60_000;
+
 impl Node {
     pub(super) fn on_accept(
         &mut self,
@@ -110,7 +113,9 @@ impl Node {
                 .get_mut(&decline.task)
                 .filter(|j| j.phase == Phase::Placing);
             let job = job.ok_or_else(|| Refused::new("task_unknown", "no open offer of ours"))?;
-            if job.refusals.len() < 256 || known {
+            // A decline of an earlier round, or from before a pause ended, says nothing against a bid that is here.
+            let has_bid = job.bids.iter().any(|(npub, _)| npub == from);
+            if !has_bid && (job.refusals.len() < 256 || known) {
                 job.refusals.insert(from.to_owned(), reason);
             }
             self.dirty.jobs.insert(decline.task.clone());
@@ -168,7 +173,7 @@ impl Node {
         match &job.route {
             Route::Pool(_) => self.place(now, task),
             Route::Own => self.end(now, task, TaskState::Failed, reason),
-            Route::Peer(_) => match reason.retry_at_ms.filter(|at| *at < job.deadline_ms) {
+            Route::Peer(_) => match next_try_ms(&reason, now).filter(|at| *at < job.deadline_ms) {
                 Some(at) => {
                     job.phase = Phase::Placing;
                     job.state = TaskState::Submitted;
@@ -406,6 +411,12 @@ impl Node {
             ),
         }
     }
+}
+
+/// When a peer that declined may be asked once more. A pause without an end may end at any time.
+fn next_try_ms(reason: &Reason, now: Ms) -> Option<Ms> {
+    let paused = reason.code == super::auction::OWNER_PAUSED;
+    (reason.retry_at_ms).or_else(|| paused.then(|| now.saturating_add(PAUSED_RETRY_MS)))
 }
 
 fn not_awarded() -> Refused {

@@ -63,6 +63,7 @@ impl Node {
             reason: None,
             awards: Vec::new(),
             round: 0,
+            round_ms: 0,
             offer_expires_ms: 0,
             window_ends_ms: None,
             bids: Vec::new(),

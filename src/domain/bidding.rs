@@ -1,10 +1,11 @@
 //! Our part when a job is offered: whether this node would do it, for whom, and at which price.
 
 use super::Node;
+use super::auction::OWNER_PAUSED;
 use super::ledger::AMOUNT_MAX_MC;
 use super::mark::Promise;
 use super::peer::Tier;
-use super::step::{Addressee, Incoming, Ms, Refused};
+use super::step::{Addressee, Effect, Incoming, Ms, Refused};
 use crate::wire::market::{Bid, Decline, Offer};
 use crate::wire::message::Body;
 
@@ -16,7 +17,44 @@ pub(super) struct Deal {
     pub(super) total_mc: u64,
 }
 
+/// Most offers kept while the owner has paused foreign work.
+const HELD_MAX: usize = 256;
+/// Most of them from strangers.
+const HELD_STRANGERS_MAX: usize = 64;
+
 impl Node {
+    /// Keeps an offer that was declined because of a pause, so that it is answered anew at its end. Only in memory: after a
+    /// restart the ad that ends the pause has it offered again.
+    fn hold_offer(&mut self, now: Ms, incoming: &Incoming, offer: &Offer) {
+        let stranger =
+            |npub: &str| (self.peers.get(npub)).is_none_or(|peer| peer.tier == Tier::Stranger);
+        self.held.retain(|_, (until, _)| *until > now);
+        let strangers = (self.held.values())
+            .filter(|(_, held)| stranger(&held.from))
+            .count();
+        let full = self.held.len() >= HELD_MAX
+            || stranger(&incoming.from) && strangers >= HELD_STRANGERS_MAX;
+        let owner = format!("{}/{}", incoming.from, offer.task);
+        if !full || self.held.contains_key(&owner) {
+            let until = offer.expires_ms.min(offer.result_by_ms);
+            self.held.insert(owner, (until, incoming.clone()));
+        }
+    }
+
+    /// The pause has ended: what was offered meanwhile and is still open gets its answer.
+    pub(super) fn answer_held(&mut self, now: Ms) {
+        for (_, incoming) in std::mem::take(&mut self.held).into_values() {
+            if let Body::Offer(offer) = &incoming.body
+                && let Err(refused) = self.on_offer(now, &incoming, offer)
+            {
+                self.out.effects.push(Effect::Dropped {
+                    code: refused.code,
+                    from: incoming.from.clone(),
+                });
+            }
+        }
+    }
+
     pub(super) fn on_offer(
         &mut self,
         now: Ms,
@@ -40,6 +78,9 @@ impl Node {
         let deal = match self.would_bid(now, &incoming.from, &owner, offer) {
             Ok(deal) => deal,
             Err(refused) => {
+                if refused.code == OWNER_PAUSED {
+                    self.hold_offer(now, incoming, offer);
+                }
                 let retry_at_ms = refused.retry_at_ms;
                 let decline = Decline {
                     task: offer.task.clone(),
@@ -115,7 +156,7 @@ impl Node {
         if self.owner.paused.is_some() || self.stopping {
             let until = self.owner.paused.as_ref().and_then(|p| p.until_ms);
             return Err(
-                Refused::new("owner_paused", "the owner has paused foreign work").retry_at(until),
+                Refused::new(OWNER_PAUSED, "the owner has paused foreign work").retry_at(until),
             );
         }
         if offer.units == 0 {

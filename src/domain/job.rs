@@ -260,6 +260,9 @@ pub struct Job {
     pub awards: Vec<AwardRow>,
     /// Auction round.
     pub round: u32,
+    /// When this round began.
+    #[serde(default)]
+    pub round_ms: Ms,
     /// When the offer of this round lapses.
     pub offer_expires_ms: Ms,
     /// When the best bid is taken; none before the first bid.
@@ -268,7 +271,7 @@ pub struct Job {
     pub bids: Vec<(Npub, Bid)>,
     /// Who said no, and why.
     pub refusals: BTreeMap<Npub, Reason>,
-    /// When a directed request that was turned away for now is sent again.
+    /// When a request that was turned away for now is sent again, or an offer is made anew.
     pub again_at_ms: Option<Ms>,
     /// The result, once there is one.
     pub outcome: Option<Outcome>,

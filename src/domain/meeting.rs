@@ -115,6 +115,9 @@ impl Node {
                 serde_json::json!({"from": incoming.from, "lct": ad.lct}),
             );
         }
+        if !ad.paused {
+            self.ask_again(now, &incoming.from);
+        }
         Ok(())
     }
 

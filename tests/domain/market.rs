@@ -6,7 +6,7 @@ use legiond::domain::engagement::Stage;
 use legiond::domain::job::{Phase, Route, TaskState};
 use legiond::domain::peer::Tier;
 use legiond::domain::policy::{Permission, Policy, Rule};
-use legiond::domain::step::{Effect, Input, LaborNews, PauseMode, Step};
+use legiond::domain::step::{Effect, Input, LaborNews, Step};
 use legiond::wire::market::Bid;
 use legiond::wire::message::{Body, News, Update};
 use proptest::prelude::*;
@@ -404,8 +404,7 @@ fn refused_by_all_is_rejected_at_once() {
     let mut hall = Hall::with(3, |at, policy| {
         policy.skills[0].unit_price_mc = if at == 2 { 10_000 } else { 1 };
     });
-    let mode = PauseMode::Now;
-    hall.give(1, Input::Pause { mode, for_ms: None });
+    hall.trust(1, 0, Tier::Stranger);
     let (task, step) = hall.ask(0, 8, pool(), 60 * MINUTE);
     let offer = one(&step);
     for at in [1, 2] {
@@ -417,7 +416,7 @@ fn refused_by_all_is_rejected_at_once() {
     assert_eq!((job.phase, job.state), (Phase::Ended, TaskState::Rejected));
     assert_eq!(job.reason.as_ref().unwrap().code, "no_provider");
     let why = |at: usize| job.refusals[&hall.npub(at)].code.as_str();
-    assert_eq!((why(1), why(2)), ("owner_paused", "price_too_low"));
+    assert_eq!((why(1), why(2)), ("credit_required", "price_too_low"));
 }
 
 /// A lease runs out by time in which the requester was there to hear, and by no other.
