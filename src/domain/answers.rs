@@ -293,10 +293,10 @@ impl Node {
             .jobs
             .get_mut(task)
             .ok_or_else(|| Refused::new("task_unknown", "no live task of ours has this id"))?;
-        if job.heads.equivocated.is_some() {
+        if job.heads.equivocators.contains(from) {
             return Err(Refused::new(
                 "task_disputed",
-                "the task is frozen: an author contradicted itself",
+                "the sender has contradicted itself about this task: nothing more of it is believed",
             ));
         }
         match job.awards.iter().find(|a| a.no == no) {
@@ -350,14 +350,11 @@ impl Node {
                 Some(task),
                 serde_json::json!({"author": from}),
             );
-            if let Some(job) = self.jobs.get_mut(task) {
-                job.reason = Some(Reason::new(
-                    "task_disputed",
-                    "an author of the task's history contradicted itself; the task is frozen",
-                ));
-            }
             if from != self.policy.me {
-                self.edit_peer(from, |peer| peer.frauds = peer.frauds.saturating_add(1));
+                self.edit_peer(from, |peer| {
+                    peer.frauds = peer.frauds.saturating_add(1);
+                    peer.disputed = true;
+                });
             }
         }
         if admitted.as_ref().is_ok() || admitted.as_ref().is_err_and(|e| e.code == "equivocation") {

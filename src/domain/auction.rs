@@ -326,6 +326,9 @@ fn forgive(job: &mut Job, npub: &str, now: Ms, code: &str) {
 /// Whether this peer had the job and gave it up, or delivered a result that was refused. Silence (a lease that ran out, an
 /// acceptance that came too late) is forgiven; a decline with a time holds until that time.
 fn unwelcome(job: &Job, npub: &str, now: Ms) -> bool {
+    if (job.awards.iter()).any(|a| a.executor == npub && a.state == AwardState::Disputed) {
+        return true;
+    }
     let failed = job.awards.iter().any(|a| {
         a.executor == npub && matches!(a.state, AwardState::Declined | AwardState::Delivered)
     });

@@ -3,7 +3,8 @@
 //! Sets merge by union and fold in a fixed order, so two nodes with the same entries have the same task, whatever order,
 //! duplication or delay they arrived with. Order between authors decides display only; the terminal state follows
 //! precedence: requester's paid or refused > executor's completed or failed > requester's canceled > the rest. Two
-//! different entries of one author with one number are both kept, as proof of equivocation, and freeze the task.
+//! different entries of one author with one number are both kept, as proof of equivocation: nothing more of that author is taken
+//! into the task, so that its requester's freezes it whole, and an executor's ends that executor's part in it.
 
 use std::collections::BTreeMap;
 
@@ -239,7 +240,7 @@ pub fn admit(heads: &mut Heads, now: Ms, entry: &Entry) -> Result<(), Refused> {
             head.past.get(&entry.seq)
         };
         if known.is_some_and(|known| *known != hash) {
-            heads.equivocated = Some(entry.author.clone());
+            heads.equivocators.insert(entry.author.clone());
             return Err(Refused::new(
                 "equivocation",
                 "the author has signed two different entries with one number",

@@ -257,7 +257,7 @@ impl Node {
         let Some(heads) = self.foreign_heads(requester, task, until) else {
             return Ok(());
         };
-        if heads.equivocated.is_some() && !local {
+        if heads.equivocators.contains(requester) && !local {
             return Err(Refused::new(
                 "task_disputed",
                 "the task is frozen: an author contradicted itself",

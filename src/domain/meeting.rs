@@ -81,6 +81,15 @@ impl Node {
             Body::Ack(_) => Ok(()),
         };
         if let Err(refused) = outcome {
+            let ours = match &incoming.body {
+                Body::Accept(accept) => Some(&accept.task),
+                Body::Decline(decline) => Some(&decline.task),
+                Body::Update(update) => Some(&update.task),
+                _ => None,
+            };
+            if let (Some(task), "equivocation") = (ours, refused.code.as_str()) {
+                self.disqualify(now, chance, task, &from);
+            }
             self.out.effects.push(Effect::Dropped {
                 code: refused.code,
                 from,
