@@ -15,6 +15,9 @@ use crate::wire::message::{Body, News, Update};
 /// Longest time to settlement that is accepted.
 const TERM_MAX_MS: Ms = 400 * 24 * 3600 * 1000;
 
+/// When a peer whose tasks fill their room may ask again.
+const FULL_RETRY_MS: Ms = 60_000;
+
 impl Node {
     pub(super) fn on_award(
         &mut self,
@@ -65,10 +68,13 @@ impl Node {
             ));
         }
         if !self.is_local(from) && !self.room_for_mark(from, &owner) {
-            return Err(Refused::new(
+            let refused = Refused::new(
                 "too_many_marks",
                 "too many tasks of this peer are remembered here",
-            ));
+            );
+            let later = refused.retry_at(Some(now.saturating_add(FULL_RETRY_MS)));
+            self.decline_unremembered(now, from, award, later.clone());
+            return Err(later);
         }
         let deal = if canceled {
             Err(Refused::new("canceled", "the requester canceled this task"))
@@ -273,6 +279,21 @@ impl Node {
             Some(&award.task),
             serde_json::json!({"from": from, "code": refused.code}),
         );
+        self.send_decline(now, from, award, refused, entry);
+    }
+
+    /// Declines an award of a task that there is no room to remember: nothing is written down, so that asking fills nothing.
+    fn decline_unremembered(&mut self, now: Ms, from: &str, award: &Award, refused: Refused) {
+        let entry = history::decline_unremembered(
+            &award.entry,
+            (&self.policy.me, &self.policy.key),
+            award.award_no,
+            &refused.code,
+        );
+        self.send_decline(now, from, award, refused, entry);
+    }
+
+    fn send_decline(&mut self, now: Ms, from: &str, award: &Award, refused: Refused, entry: Entry) {
         let retry_at_ms = refused.retry_at_ms;
         let decline = Decline {
             task: award.task.clone(),

@@ -177,6 +177,31 @@ fn floor(draft: &Draft<'_>) -> u32 {
     award_no.saturating_sub(1).saturating_mul(NUMBERS_PER_AWARD)
 }
 
+/// The entry of a decline by an executor that does not remember the task: the same whenever it answers this award, and under
+/// the last of the award's numbers, so that it meets none that is written with a memory.
+pub(super) fn decline_unremembered(
+    awarded: &Entry,
+    (me, key): (&str, &str),
+    award_no: u32,
+    code: &str,
+) -> Entry {
+    Entry {
+        task: awarded.task.clone(),
+        requester: awarded.requester.clone(),
+        author: me.to_owned(),
+        key: key.to_owned(),
+        seq: award_no.saturating_mul(NUMBERS_PER_AWARD),
+        hlc: awarded.hlc,
+        prev: String::new(),
+        heads: awarded.hash().into_iter().collect(),
+        what: Act::Declined {
+            award_no,
+            code: code.to_owned(),
+        },
+        sig: String::new(),
+    }
+}
+
 /// Takes an entry into its author's numbers.
 fn advance(heads: &mut Heads, entry: &Entry, hash: String) {
     let head = heads.by_author.entry(entry.author.clone()).or_default();
