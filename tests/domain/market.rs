@@ -57,6 +57,7 @@ fn permitted(permission: Permission, level: usize) -> impl Fn(usize, &mut Policy
         let requester = crate::sim::policy::policy(0).me;
         all.rules.push(Rule {
             role: (level == 1).then(|| "worker".to_owned()),
+            self_claimed: level == 1,
             skill: (level == 2).then(|| SKILL.to_owned()),
             peer: (level == 3).then_some(requester),
             permission,
@@ -201,6 +202,7 @@ proptest! {
         let mut peer = legiond::domain::peer::Peer::stranger(&crate::sim::policy::policy(0).me);
         peer.tier = Tier::Trusted;
         peer.lct = "lct:0#worker".into();
+        peer.key = Some("bound".into());
         let mut set: Vec<_> = caps.iter().skip(1).flatten().collect();
         if set.is_empty() {
             set.extend(&caps[0]);
