@@ -12,6 +12,7 @@ mod asking;
 mod auction;
 mod bidding;
 mod claims;
+mod crowd;
 pub mod engagement;
 mod flow;
 pub mod history;
@@ -74,6 +75,8 @@ pub struct Node {
     work_wakes: wakes::Wakes,
     /// Who holds the hardware is to be decided anew, though no engagement has changed.
     unsettled: bool,
+    /// With so many peers in memory room is made for a newcomer.
+    crowded_at: usize,
     /// Inboxes are being read to their end: no timer is judged.
     draining: bool,
     /// At least one inbox relay is connected.
@@ -104,6 +107,7 @@ impl Node {
             job_wakes: wakes::Wakes::default(),
             work_wakes: wakes::Wakes::default(),
             unsettled: true,
+            crowded_at: 0,
             draining: true,
             online: false,
             caught_up_ms: 0,

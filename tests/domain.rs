@@ -1,6 +1,7 @@
 //! What the decisions promise, one file per promise: money, history, matching, hostile input, the same bytes everywhere.
 
 mod claims;
+mod crowd;
 mod history;
 mod hostile;
 mod ledger;

@@ -187,9 +187,8 @@ impl Node {
     /// The owner clears a peer: what it never paid is given up.
     pub(super) fn write_off(&mut self, now: Ms, npub: &str) {
         let open: Vec<_> = self
-            .work
-            .values()
-            .filter(|w| w.requester == npub && matches!(w.stage, Stage::Overdue | Stage::Disputed))
+            .work_of(npub)
+            .filter(|w| matches!(w.stage, Stage::Overdue | Stage::Disputed))
             .map(|w| (w.key.clone(), w.task.clone(), w.claim_mc()))
             .collect();
         for (key, task, claim_mc) in open {

@@ -181,7 +181,7 @@ impl Node {
         }
     }
 
-    /// All awards of a foreign task that are in memory.
+    /// All awards of a foreign task, or of a requester, that are in memory.
     pub(super) fn work_of(&self, owner: &str) -> impl Iterator<Item = &Engagement> {
         let prefix = format!("{owner}/");
         let end = prefix.clone();

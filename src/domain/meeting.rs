@@ -1,7 +1,5 @@
 //! Whom we meet: what a verified message shows of its author, and to whom in this room it goes.
 
-use std::collections::BTreeSet;
-
 use super::Node;
 use super::peer::{AdFacts, Peer, Tier};
 use super::step::{Chance, Change, Effect, Incoming, Ms, Refused};
@@ -172,35 +170,11 @@ impl Node {
         let stale = now.saturating_sub(met.last_seen_ms) > 60_000;
         if met != peer || stale {
             met.last_seen_ms = now;
-            self.make_room(&incoming.from);
+            self.make_room(now, &incoming.from);
             self.dirty.peers.insert(incoming.from.clone());
         }
         self.peers.insert(incoming.from.clone(), met);
         Ok(())
-    }
-
-    /// Forgets the stranger unseen for longest when too many are known.
-    pub(super) fn make_room(&mut self, newcomer: &str) {
-        if self.peers.len() < self.policy.peers_max as usize || self.peers.contains_key(newcomer) {
-            return;
-        }
-        let busy: BTreeSet<&str> = self.ledger.locks().map(|(key, _)| key.1.as_str()).collect();
-        let idle = |p: &&Peer| {
-            p.tier == Tier::Stranger
-                && !p.disputed
-                && self.ledger.account(&p.npub).posted_mc == 0
-                && !busy.contains(p.npub.as_str())
-        };
-        let oldest = self
-            .peers
-            .values()
-            .filter(idle)
-            .min_by_key(|p| p.last_seen_ms)
-            .map(|p| p.npub.clone());
-        if let Some(npub) = oldest {
-            self.peers.remove(&npub);
-            self.out.changes.push(Change::DropPeer(npub));
-        }
     }
 
     /// The entry is about this task, by its sender, under the sender's bound key.
