@@ -269,7 +269,7 @@ impl Deliverer {
     async fn send(&self, event: &Outgoing, relays: &[String]) {
         // A relay that is not ours is one where the recipient said it reads.
         for relay in relays.iter().filter(|r| !self.relays.contains(r)) {
-            if let Err(error) = self.carrier.add_relay(relay) {
+            if let Err(error) = self.carrier.add_foreign_relay(relay) {
                 tracing::debug!(
                     code = error.code(),
                     "a recipient's relay is not used: {error}"
