@@ -115,6 +115,9 @@ impl Default for RelayConfig {
     }
 }
 
+/// The smallest event is held at about this cost: the limit in bytes is the one that counts.
+const LEAST_EVENT_BYTES: usize = 1_024;
+
 /// What a relay takes, keeps and serves at most.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelayLimits {
@@ -138,7 +141,7 @@ pub struct RelayLimits {
     pub max_future_s: u64,
     /// Messages of one connection; a minute's worth may come at once. Default: 300,000.
     pub max_commands_per_minute: u32,
-    /// Stored events. A full store refuses the newest. Default: 100,000.
+    /// Stored events. A full store refuses the newest. Default: 262,144.
     pub max_events: usize,
     /// Memory for stored events, indexes included (an estimate). Default: 256 MiB.
     pub max_store_bytes: usize,
@@ -148,6 +151,18 @@ pub struct RelayLimits {
     pub stall_ms: u64,
     /// Silence after which a connection is pinged; three unanswered pings end it. Default: 30,000 ms.
     pub ping_ms: u64,
+}
+
+impl RelayLimits {
+    /// The defaults with this much memory for stored events, in MiB, and as many events as fit it.
+    pub fn of_store_mib(mib: u32) -> Self {
+        let max_store_bytes = (mib as usize).saturating_mul(1024 * 1024);
+        Self {
+            max_events: max_store_bytes / LEAST_EVENT_BYTES,
+            max_store_bytes,
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for RelayLimits {
@@ -163,7 +178,7 @@ impl Default for RelayLimits {
             max_subscription_id_chars: 64,
             max_future_s: 900,
             max_commands_per_minute: 300_000,
-            max_events: 100_000,
+            max_events: 256 * 1024,
             max_store_bytes: 256 * 1024 * 1024,
             max_waiting_bytes: 16 * 1024 * 1024,
             stall_ms: 30_000,

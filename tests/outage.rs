@@ -2,6 +2,7 @@
 
 mod disk;
 mod echo;
+mod full;
 
 use crate::crash::{assert_little_was_lost, checkpoints};
 use crate::support::world::{Pair, Relay, gone, job, until};

@@ -126,6 +126,13 @@ impl Delivery {
     }
 
     pub(crate) fn published(&mut self, event_id: nostr::EventId, outcome: Outcome) {
+        match &outcome {
+            Outcome::Accepted | Outcome::Duplicate => self.status().refuses = None,
+            Outcome::Final(why) | Outcome::Retry(why) => {
+                self.status().refuses = Some(why.clone());
+            }
+            Outcome::Unknown(_) => {}
+        }
         self.pending.push_back(CarrierEvent::Published {
             event_id,
             relay: self.url.clone(),

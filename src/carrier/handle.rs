@@ -220,6 +220,7 @@ impl Handle {
             url: key.clone(),
             state: RelayState::Connecting,
             last_error: None,
+            refuses: None,
             events_in: 0,
             duplicates_in: 0,
             refused_in: 0,

@@ -244,6 +244,8 @@ pub struct RelayStatus {
     pub state: RelayState,
     /// Last error or notice, shortened; kept after recovery.
     pub last_error: Option<String>,
+    /// Why it refused the newest publication that it answered; `None` once it takes one again.
+    pub refuses: Option<String>,
     /// Events delivered.
     pub events_in: u64,
     /// Events dropped as exact copies of one already delivered.

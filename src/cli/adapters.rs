@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::error::CliError;
 #[cfg(feature = "relay")]
-use crate::relay::RelayConfig;
+use crate::relay::{RelayConfig, RelayLimits};
 
 /// The skills this program was built with: objects with `id`, `name`, `description`, `tags`, `input_schema`, `output_schema`,
 /// `unit_price_mc` and `implementation`.
@@ -44,6 +44,7 @@ pub(crate) async fn node_up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Res
 pub(crate) async fn relay_run(
     listen: SocketAddr,
     data: Option<PathBuf>,
+    max_store_mib: u32,
     ready: impl FnOnce(&str),
 ) -> Result<(), CliError> {
     use tokio::signal::unix::{SignalKind, signal};
@@ -59,6 +60,7 @@ pub(crate) async fn relay_run(
     let config = RelayConfig {
         listen,
         data,
+        limits: RelayLimits::of_store_mib(max_store_mib),
         ..RelayConfig::default()
     };
     let relay = crate::relay::serve(config).await.map_err(failed)?;
@@ -76,6 +78,7 @@ pub(crate) async fn relay_run(
 pub(crate) async fn relay_run(
     _listen: SocketAddr,
     _data: Option<PathBuf>,
+    _max_store_mib: u32,
     _ready: impl FnOnce(&str),
 ) -> Result<(), CliError> {
     Err(CliError::not_built("the relay (feature `relay`)"))

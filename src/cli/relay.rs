@@ -17,6 +17,9 @@ pub(crate) struct Args {
     /// Keep events in this file over a restart [default: in memory only]
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
+    /// Memory for stored events, MiB; when it is full the newest are refused until readers delete theirs or they expire
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    max_store_mib: u32,
 }
 
 /// `{"ready":true,"url":"ws://127.0.0.1:PORT"}` at once; then nothing more on stdout.
@@ -27,7 +30,7 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
     };
     block_on(
         Threads::Many,
-        adapters::relay_run(args.listen, args.data.clone(), ready),
+        adapters::relay_run(args.listen, args.data.clone(), args.max_store_mib, ready),
     )?;
     Ok(Reply::silent())
 }

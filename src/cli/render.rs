@@ -311,8 +311,12 @@ pub(crate) fn status(view: &Value) -> String {
             .get("last_error")
             .and_then(Value::as_str)
             .map_or_else(String::new, |error| format!("; last error: {error}"));
+        let refuses = relay
+            .get("refuses")
+            .and_then(Value::as_str)
+            .map_or_else(String::new, |why| format!("; refuses messages: {why}"));
         text.push_str(&format!(
-            "relay: {url} {state}, {} in, {} out{error}\n",
+            "relay: {url} {state}, {} in, {} out{refuses}{error}\n",
             cell(relay, "/in"),
             cell(relay, "/out")
         ));

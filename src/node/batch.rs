@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 
 use super::order::{Answer, Mail};
 use crate::domain::step::{Addressee, Change, Effect, Refused, Row, Send, Step};
+use crate::wire::verify::Inbox;
 
 /// What makes a message seen: author, rumor id, wrap id, expiry in Unix seconds.
 type SeenId = ([u8; 32], [u8; 32], [u8; 32], u64);
@@ -24,6 +25,8 @@ pub(super) struct Batch {
     pub(super) seen: Vec<SeenId>,
     pub(super) seen_now: HashSet<([u8; 32], [u8; 32])>,
     pub(super) acks: Vec<(String, String)>,
+    /// Wraps that need not be read again once this is durable.
+    pub(super) swept: Vec<(Inbox, [u8; 32])>,
     pub(super) delivered: Vec<u64>,
     pub(super) answers: Vec<(oneshot::Sender<Said>, Said)>,
     pub(super) again: Vec<Mail>,

@@ -223,7 +223,8 @@ impl Core {
                     .store
                     .view()?
                     .seen_contains(&arrival.author, &arrival.rumor)?;
-            if !arrival.pool {
+            if !arrival.is_shared() {
+                batch.swept.push((arrival.inbox.clone(), arrival.wrap));
                 batch
                     .acks
                     .push((arrival.from.clone(), hex::encode(arrival.rumor)));
@@ -381,6 +382,9 @@ impl Core {
     }
 
     fn let_out(&mut self, batch: Batch, parcels: Vec<(u64, Parcel)>) {
+        if !batch.swept.is_empty() {
+            let _ = self.outlets.presence.send(Order::Sweep(batch.swept));
+        }
         for (npub, rumor) in batch.acks {
             self.acks.entry(npub).or_default().push(rumor);
             self.acks_due

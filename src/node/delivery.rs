@@ -87,7 +87,6 @@ struct Row {
     rumor: Option<EventId>,
     event: Option<Outgoing>,
     taken: BTreeSet<Arc<str>>,
-    refused: BTreeMap<Arc<str>, String>,
     due: Instant,
     retry: Duration,
     rewrap: Duration,
@@ -102,6 +101,8 @@ pub struct Deliverer {
     rows: BTreeMap<u64, Row>,
     by_rumor: HashMap<EventId, u64>,
     by_wrap: HashMap<EventId, u64>,
+    /// Relays that refuse messages for now, so that each says why once.
+    refusing: BTreeSet<Arc<str>>,
     mailbox: Mailbox,
     sealed: mpsc::UnboundedSender<SealedBatch>,
 }
@@ -134,6 +135,7 @@ impl Deliverer {
             rows: BTreeMap::new(),
             by_rumor: HashMap::new(),
             by_wrap: HashMap::new(),
+            refusing: BTreeSet::new(),
             mailbox,
             sealed,
         };
@@ -195,7 +197,6 @@ impl Deliverer {
                         rumor: None,
                         event: None,
                         taken: BTreeSet::new(),
-                        refused: BTreeMap::new(),
                         due: now + Duration::from_secs(30),
                         retry: RETRY_FIRST,
                         rewrap: REWRAP_FIRST,
@@ -328,17 +329,25 @@ impl Deliverer {
             return;
         };
         let now = Instant::now();
-        match outcome {
+        match &outcome {
             Outcome::Accepted | Outcome::Duplicate => {
-                row.refused.remove(&relay);
+                self.refusing.remove(&relay);
                 row.taken.insert(relay);
                 row.due = now + row.rewrap;
             }
             Outcome::Final(why) => {
                 tracing::warn!(relay = &*relay, why, "a relay will never take this message");
-                row.refused.insert(relay, why);
             }
             Outcome::Unknown(_) | Outcome::Retry(_) => {
+                if let Outcome::Retry(why) = &outcome
+                    && self.refusing.insert(relay.clone())
+                {
+                    tracing::warn!(
+                        relay = &*relay,
+                        why,
+                        "a relay takes no messages for now: they wait here"
+                    );
+                }
                 if row.taken.is_empty() {
                     row.due = now + row.retry;
                     row.retry = (row.retry * 2).min(RETRY_CAP);

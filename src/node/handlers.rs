@@ -359,7 +359,7 @@ impl Handlers {
         self.carrier
             .status()
             .iter()
-            .map(|r| (r.url.to_string(), json!({"connected": is_connected(&r.state), "state": format!("{:?}", r.state).split([' ', '{']).next(), "last_error": r.last_error, "rtt_ms": r.rtt_ms, "in": r.events_in, "out": r.events_out})))
+            .map(|r| (r.url.to_string(), json!({"connected": is_connected(&r.state), "state": format!("{:?}", r.state).split([' ', '{']).next(), "last_error": r.last_error, "refuses": r.refuses, "rtt_ms": r.rtt_ms, "in": r.events_in, "out": r.events_out})))
             .collect()
     }
 

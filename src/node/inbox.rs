@@ -87,7 +87,7 @@ impl Opener {
                 .unwrap_or(verified.created_at_s + 30 * 86_400)
                 + 86_400,
             stored: !verified.ephemeral,
-            pool: pool.is_some(),
+            inbox: verified.inbox.clone(),
             messages: Vec::new(),
             refused: Vec::new(),
         };

@@ -12,6 +12,7 @@ use crate::domain::step::{Incoming, Input, LaborNews, Refused};
 use crate::store::Store;
 use crate::wire::message::Body;
 use crate::wire::proof::Evidence;
+use crate::wire::verify::Inbox;
 
 /// What a verified rumor brought.
 #[derive(Debug, Clone)]
@@ -28,8 +29,8 @@ pub struct Arrival {
     pub expires_s: u64,
     /// Stored wraps are acknowledged and remembered; ephemeral ones are neither.
     pub stored: bool,
-    /// Came to a pool's key: read by all members, acknowledged by none.
-    pub pool: bool,
+    /// Which of our keys it came to. What comes to a pool's key is read by all members and acknowledged by none.
+    pub inbox: Inbox,
     /// The messages in it that could be read.
     pub messages: Vec<Incoming>,
     /// Codes of those that could not.
@@ -62,6 +63,13 @@ pub enum Mail {
     Query(Look),
     /// End the loop; what waits before it is handled.
     Stop,
+}
+
+impl Arrival {
+    /// Whether other members of a pool read it too.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.inbox, Inbox::Pool { .. })
+    }
 }
 
 impl Mail {
@@ -156,6 +164,8 @@ pub enum Order {
     Readvertise,
     /// Read the inboxes to their end.
     Drain,
+    /// These stored wraps were read for good: relays may forget them. Which of our keys, and the wrap's id.
+    Sweep(Vec<(Inbox, [u8; 32])>),
     /// One-time reply keys wanted, with the second their task was asked.
     Inboxes(BTreeMap<String, u64>),
 }

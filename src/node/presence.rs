@@ -1,4 +1,6 @@
-//! Presence: which inboxes are read, what is announced to pools, and when everything is read anew.
+//! Presence: which inboxes are read, what is announced to pools, when everything is read anew, and what relays may forget.
+
+mod sweep;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nostr::PublicKey;
+use sweep::Sweep;
 use tokio::sync::mpsc;
 
 use super::delivery::Tell;
@@ -13,7 +16,7 @@ use super::handlers::is_connected;
 use super::order::{Mail, Order};
 use super::rows::Parcel;
 use super::{Mailbox, clock};
-use crate::carrier::{Handle, InboxSpec};
+use crate::carrier::{Handle, InboxSpec, Outgoing};
 use crate::domain::engagement::Stage;
 use crate::domain::policy::Policy;
 use crate::domain::step::{Addressee, Input, Send};
@@ -50,6 +53,8 @@ pub struct Presence {
     pub delivery: mpsc::UnboundedSender<Tell>,
     /// The newest drain.
     pub generation: Arc<AtomicU64>,
+    /// The relays that messages come from: those that may forget what was read.
+    pub relays: Vec<String>,
     /// Until when the own inbox was read, Unix seconds.
     pub read_until_s: u64,
 }
@@ -58,6 +63,7 @@ impl Presence {
     /// Runs until the channel closes.
     pub async fn run(self, mut orders: mpsc::UnboundedReceiver<Order>) {
         let mut tasks: BTreeMap<String, u64> = BTreeMap::new();
+        let mut sweep = Sweep::default();
         let mut day = 0;
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -73,9 +79,11 @@ impl Presence {
                     }
                     Some(Order::Readvertise) => ad_at = ad_at.min(tokio::time::Instant::now() + AD_PAUSE),
                     Some(Order::Drain) => self.drain(),
+                    Some(Order::Sweep(wraps)) => sweep.add(wraps),
                     Some(_) => {}
                 },
                 _ = tick.tick() => {
+                    self.forget(sweep.take(&self.identity));
                     let today = utc_day(clock::now_ms() / 1000);
                     if today != day {
                         day = today;
@@ -103,6 +111,17 @@ impl Presence {
         if !connected {
             self.mailbox
                 .post(Mail::Fact(Input::CaughtUp { online: false }));
+        }
+    }
+
+    /// Tried once: a relay that is away, busy or does not honour it keeps some wraps until they expire.
+    fn forget(&self, deletions: Vec<Outgoing>) {
+        for deletion in &deletions {
+            for relay in &self.relays {
+                if let Err(error) = self.carrier.try_publish(deletion, relay) {
+                    tracing::debug!(relay, code = error.code(), "wraps stay there: {error}");
+                }
+            }
         }
     }
 

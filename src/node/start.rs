@@ -241,6 +241,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         mailbox: mailbox.clone(),
         delivery: deliver,
         generation,
+        relays: read,
         read_until_s,
     };
     tokio::spawn(present.run(presence_orders));

@@ -39,11 +39,19 @@ impl Relay {
 
     /// At an address, with its events in a file if one is given.
     pub(crate) fn start_at(listen: &str, data: Option<&Path>) -> Self {
+        let data = data.and_then(Path::to_str).into_iter();
+        let data = data.flat_map(|data| ["--data", data]);
+        Self::run(["--listen", listen].into_iter().chain(data))
+    }
+
+    /// On a free port, in memory, with further arguments.
+    pub(crate) fn start_with(args: &[&str]) -> Self {
+        Self::run(["--listen", "127.0.0.1:0"].iter().chain(args).copied())
+    }
+
+    fn run<'a>(args: impl Iterator<Item = &'a str>) -> Self {
         let mut command = Command::new(LEGION);
-        command.args(["relay", "--json", "--listen", listen]);
-        if let Some(data) = data {
-            command.arg("--data").arg(data);
-        }
+        command.args(["relay", "--json"]).args(args);
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
