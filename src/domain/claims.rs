@@ -71,6 +71,7 @@ impl Node {
             serde_json::json!({"award_no": receipt.award_no, "cost_mc": cost_mc, "from": from}),
         );
         self.end_work(now, &key, "paid");
+        self.moot(from, &receipt.task);
         Ok(())
     }
 

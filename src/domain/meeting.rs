@@ -65,6 +65,7 @@ impl Node {
             }
             Body::Offer(_) => Ok(()),
             Body::Withdraw(withdraw) => {
+                self.moot(&from, &withdraw.task);
                 self.supersede_work(now, &from, &withdraw.task, withdraw.below_award_no);
                 Ok(())
             }

@@ -101,6 +101,8 @@ pub struct Deliverer {
     rows: BTreeMap<u64, Row>,
     by_rumor: HashMap<EventId, u64>,
     by_wrap: HashMap<EventId, u64>,
+    /// Rows that answer an offer, by requester and task.
+    replies: HashMap<(String, String), BTreeSet<u64>>,
     /// Relays that refuse messages for now, so that each says why once.
     refusing: BTreeSet<Arc<str>>,
     mailbox: Mailbox,
@@ -135,6 +137,7 @@ impl Deliverer {
             rows: BTreeMap::new(),
             by_rumor: HashMap::new(),
             by_wrap: HashMap::new(),
+            replies: HashMap::new(),
             refusing: BTreeSet::new(),
             mailbox,
             sealed,
@@ -202,7 +205,14 @@ impl Deliverer {
                         rewrap: REWRAP_FIRST,
                         expires_ms,
                     };
+                    if let Some(offer) = answered_offer(&row.parcel) {
+                        self.replies.entry(offer).or_default().insert(seq);
+                    }
                     self.rows.insert(seq, row);
+                }
+                Order::Moot { requester, task } => {
+                    let moot = self.replies.remove(&(requester, task));
+                    self.finish(moot.into_iter().flatten().collect());
                 }
                 Order::Try(parcel) => jobs.push((None, parcel)),
                 _ => {}
@@ -313,6 +323,14 @@ impl Deliverer {
             if let Some(row) = self.rows.remove(seq) {
                 row.rumor.map(|r| self.by_rumor.remove(&r));
                 row.event.map(|e| self.by_wrap.remove(&e.event_id()));
+                if let Some(offer) = answered_offer(&row.parcel)
+                    && let Some(seqs) = self.replies.get_mut(&offer)
+                {
+                    seqs.remove(seq);
+                    if seqs.is_empty() {
+                        self.replies.remove(&offer);
+                    }
+                }
             }
         }
         if !seqs.is_empty() {
@@ -413,6 +431,19 @@ impl Deliverer {
             self.send(&event, &self.relays).await;
         }
         self.seal(anew);
+    }
+}
+
+/// The offer (requester, task) that a parcel answers, if it goes to a reply key.
+fn answered_offer(parcel: &Parcel) -> Option<(String, String)> {
+    let send = parcel.sends.first()?;
+    if !matches!(send.to, Addressee::Reply(_)) {
+        return None;
+    }
+    match &send.body {
+        Body::Bid(bid) => Some((bid.requester.clone(), bid.task.clone())),
+        Body::Decline(decline) => Some((decline.requester.clone(), decline.task.clone())),
+        _ => None,
     }
 }
 

@@ -462,3 +462,44 @@ fn a_lease_expires_only_by_time_that_was_caught_up() {
     let key = format!("{}/{task}/1", hall.npub(0));
     assert_eq!(hall.nodes[1].work()[&key].stage, Stage::Running);
 }
+
+/// An answer to an offer is not kept for a reply key that nobody reads any more: neither a bid that was awarded nor one on a task
+/// that was withdrawn or canceled, and again at the receipt, should the node have died in between.
+#[test]
+fn an_answer_to_an_offer_ends_with_the_offer() {
+    let moot = |hall: &Hall, step: &Step, task: &str| {
+        let wanted = Effect::Moot {
+            requester: hall.npub(0),
+            task: task.to_owned(),
+        };
+        step.effects.iter().filter(|e| **e == wanted).count()
+    };
+    let mut hall = Hall::new(2);
+    let (task, step) = hall.ask(0, 8, pool(), 60 * MINUTE);
+    let step = hall.hand(0, 1, one(&step));
+    assert_eq!(moot(&hall, &step, &task), 0, "it has just been said");
+    let award = one(&hall.hand(1, 0, one(&step)));
+    let step = hall.hand(0, 1, award);
+    assert_eq!(moot(&hall, &step, &task), 1);
+    hall.hand(1, 0, one(&step));
+    let key = format!("{}/{task}/1", hall.npub(0));
+    let result = one(&hall.finish(1, &key, 8));
+    hall.hand(1, 0, result);
+    let receipt = one(&hall.check(0, &task, 1, None));
+    let step = hall.hand(0, 1, receipt);
+    assert_eq!(moot(&hall, &step, &task), 1);
+
+    let mut hall = Hall::new(2);
+    let (task, step) = hall.ask(0, 8, pool(), 60 * MINUTE);
+    hall.hand(0, 1, one(&step));
+    let withdraw = one(&hall.give(0, Input::Cancel { task: task.clone() }));
+    assert!(matches!(withdraw, Body::Withdraw(_)));
+    let step = hall.hand(0, 1, withdraw);
+    assert_eq!(moot(&hall, &step, &task), 1);
+
+    let mut hall = Hall::new(2);
+    let task = hall.accepted(8);
+    let cancel = one(&hall.give(0, Input::Cancel { task: task.clone() }));
+    let step = hall.hand(0, 1, cancel);
+    assert_eq!(moot(&hall, &step, &task), 1);
+}
