@@ -74,34 +74,38 @@ impl Node {
         if self.policy.skills.is_empty() {
             return Ok(());
         }
-        let to = Addressee::Reply(offer.reply.clone());
-        let deal = match self.would_bid(now, &incoming.from, &owner, offer) {
-            Ok(deal) => deal,
+        match self.would_bid(now, &incoming.from, &owner, offer) {
+            Ok(deal) => self.bid(&owner, &incoming.from, offer, &deal),
             Err(refused) => {
                 if refused.code == OWNER_PAUSED {
                     self.hold_offer(now, incoming, offer);
                 }
-                let retry_at_ms = refused.retry_at_ms;
-                let decline = Decline {
-                    task: offer.task.clone(),
-                    requester: incoming.from.clone(),
-                    award_no: 0,
-                    code: refused.code,
-                    message: refused.message,
-                    retry_at_ms,
-                    entry: None,
-                    binding: None,
-                };
-                self.send(
-                    to,
-                    Body::Decline(Box::new(decline)),
-                    false,
-                    offer.relays.clone(),
-                    offer.expires_ms,
-                );
-                return Ok(());
+                self.decline_offer(&incoming.from, offer, refused);
             }
+        }
+        Ok(())
+    }
+
+    fn decline_offer(&mut self, requester: &str, offer: &Offer, refused: Refused) {
+        let decline = Decline {
+            task: offer.task.clone(),
+            requester: requester.to_owned(),
+            award_no: 0,
+            code: refused.code,
+            message: refused.message,
+            retry_at_ms: refused.retry_at_ms,
+            entry: None,
+            binding: None,
         };
+        self.reply(offer, Body::Decline(Box::new(decline)));
+    }
+
+    fn reply(&mut self, offer: &Offer, body: Body) {
+        let (to, relays) = (Addressee::Reply(offer.reply.clone()), offer.relays.clone());
+        self.send(to, body, false, relays, offer.expires_ms);
+    }
+
+    fn bid(&mut self, owner: &str, requester: &str, offer: &Offer, deal: &Deal) {
         let queue = self.work.values().filter(|w| w.is_work()).count() as u32;
         let eta = self
             .policy
@@ -111,7 +115,7 @@ impl Node {
             .map_or(0, |s| s.unit_eta_ms);
         let bid = Bid {
             task: offer.task.clone(),
-            requester: incoming.from.clone(),
+            requester: requester.to_owned(),
             round: offer.round,
             total_mc: deal.total_mc,
             unit_price_mc: deal.unit_price_mc,
@@ -132,23 +136,16 @@ impl Node {
             .saturating_add(self.policy.accept_within_ms)
             .saturating_add(self.policy.skew_ms)
             .min(offer.result_by_ms);
-        self.mark(&owner, until).bid = Some(Promise {
+        self.mark(owner, until).bid = Some(Promise {
             unit_price_mc: deal.unit_price_mc,
             units: deal.units,
         });
         self.journal(
             "bid_made",
             Some(&offer.task),
-            serde_json::json!({"to": incoming.from, "total_mc": bid.total_mc}),
+            serde_json::json!({"to": requester, "total_mc": bid.total_mc}),
         );
-        self.send(
-            to,
-            Body::Bid(Box::new(bid)),
-            false,
-            offer.relays.clone(),
-            offer.expires_ms,
-        );
-        Ok(())
+        self.reply(offer, Body::Bid(Box::new(bid)));
     }
 
     /// Whether this node bids on an offer. A bid is a promise, so everything is asked here that an award is asked later.

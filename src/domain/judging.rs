@@ -135,17 +135,7 @@ impl Node {
         );
         self.withdraw_others(now, task, no);
         match fault {
-            Some(evidence) => {
-                let findings = Findings {
-                    assurance: "none".into(),
-                    input: true,
-                    output: false,
-                    schema: None,
-                    units_checked: 0,
-                    fault: Some(evidence),
-                };
-                self.on_checked(now, chance, task, no, findings);
-            }
+            Some(evidence) => self.on_checked(now, chance, task, no, false_claim(evidence)),
             None => self.out.effects.push(Effect::Check {
                 task: task.to_owned(),
                 award_no: no,
@@ -416,6 +406,18 @@ pub(super) fn blank_evidence(code: &str) -> Evidence {
         unit: None,
         expected: String::new(),
         received: String::new(),
+    }
+}
+
+/// What is found of a claim that is not even counted right.
+fn false_claim(evidence: Evidence) -> Findings {
+    Findings {
+        assurance: "none".into(),
+        input: true,
+        output: false,
+        schema: None,
+        units_checked: 0,
+        fault: Some(evidence),
     }
 }
 
