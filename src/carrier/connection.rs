@@ -180,13 +180,13 @@ mod tests {
     use super::*;
 
     fn of(addresses: &[&str]) -> Result<Vec<SocketAddr>, String> {
-        only_public(addresses.iter().map(|a| a.parse().unwrap()).collect())
+        only_public(addresses.iter().flat_map(|a| a.parse()).collect())
     }
 
     #[test]
     fn a_foreign_name_must_resolve_to_public_addresses_alone() {
         let public = ["1.1.1.1:443", "[2606:4700::1111]:443"];
-        assert_eq!(of(&public).unwrap().len(), 2);
+        assert_eq!(of(&public).map(|found| found.len()), Ok(2));
         for private in [
             "127.0.0.1:443",
             "10.0.0.1:443",
@@ -203,7 +203,7 @@ mod tests {
                 vec![public[0], private],
                 vec![private, public[1]],
             ] {
-                let refused = of(&all).unwrap_err();
+                let refused = of(&all).err().unwrap_or_default();
                 assert!(
                     refused.starts_with("relay_private_address"),
                     "{all:?}: {refused}"
