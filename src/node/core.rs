@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::batch::{Batch, newest_rows_only};
+use super::delivery::Tell;
 use super::order::{Answer, Arrival, Mail, Order, Outlets};
 use super::rows::{self, Parcel};
 use super::{Mailbox, clock, crash};
@@ -399,7 +400,10 @@ impl Core {
             }
         }
         for (seq, parcel) in parcels {
-            let _ = self.outlets.delivery.send(Order::Deliver(seq, parcel));
+            let _ = self
+                .outlets
+                .delivery
+                .send(Tell::Order(Order::Deliver(seq, parcel)));
         }
         let now_s = clock::now_ms() / 1000;
         for send in batch.tries {
@@ -410,10 +414,10 @@ impl Core {
                     .or_insert(now_s),
                 _ => now_s,
             };
-            let _ = self.outlets.delivery.send(Order::Try(Parcel {
+            let _ = self.outlets.delivery.send(Tell::Order(Order::Try(Parcel {
                 sends: vec![send],
                 created_s,
-            }));
+            })));
         }
         for effect in batch.effects {
             self.perform(effect);
@@ -448,10 +452,10 @@ impl Core {
                     relays: relays.clone(),
                     expires_ms: now + 300_000,
                 };
-                let _ = self.outlets.delivery.send(Order::Try(Parcel {
+                let _ = self.outlets.delivery.send(Tell::Order(Order::Try(Parcel {
                     sends: vec![send],
                     created_s: now / 1000,
-                }));
+                })));
             }
         }
     }

@@ -33,6 +33,8 @@ const RETRY_CAP: Duration = Duration::from_secs(60);
 const AHEAD_S: u64 = 300;
 /// Rows sealed in one go on a blocking thread.
 const SEAL_BATCH: usize = 16;
+/// So few rows are sealed on the task itself, at some 0.3 ms each.
+const SEAL_HERE: usize = 2;
 
 /// What delivery is told.
 #[derive(Debug)]
@@ -146,7 +148,7 @@ impl Deliverer {
             .into_iter()
             .map(|(seq, parcel)| Order::Deliver(seq, parcel))
             .collect();
-        this.admit(restored);
+        this.admit(restored).await;
         let mut tick = tokio::time::interval(Duration::from_millis(500));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -160,7 +162,7 @@ impl Deliverer {
                         this.hear(tell, &mut orders).await;
                         if orders.len() >= 256 { break; }
                     }
-                    this.admit(orders);
+                    this.admit(orders).await;
                 }
                 done = ready.recv() => if let Some(done) = done { this.publish(done).await },
                 _ = tick.tick() => this.look_after().await,
@@ -185,7 +187,7 @@ impl Deliverer {
         }
     }
 
-    fn admit(&mut self, orders: Vec<Order>) {
+    async fn admit(&mut self, orders: Vec<Order>) {
         let now = Instant::now();
         let mut jobs = Vec::new();
         for order in orders {
@@ -218,20 +220,20 @@ impl Deliverer {
                 _ => {}
             }
         }
-        self.seal(jobs);
+        self.seal(jobs).await;
     }
 
-    fn seal(&self, jobs: Vec<(Option<u64>, Parcel)>) {
+    /// A few are sealed here and now: another thread costs more than it gains. More are shared out.
+    async fn seal(&mut self, jobs: Vec<(Option<u64>, Parcel)>) {
+        if jobs.len() <= SEAL_HERE {
+            let done = self.sealer.close_all(&jobs);
+            return self.publish(done).await;
+        }
         for chunk in jobs.chunks(SEAL_BATCH) {
             let (chunk, sealer, sealed) =
                 (chunk.to_vec(), self.sealer.clone(), self.sealed.clone());
             tokio::task::spawn_blocking(move || {
-                let done = chunk
-                    .iter()
-                    .map(|(seq, parcel)| sealer.close(*seq, parcel).map_err(|e| (*seq, e)))
-                    .collect();
-                crash::point("sealed", &[]);
-                let _ = sealed.send(done);
+                let _ = sealed.send(sealer.close_all(&chunk));
             });
         }
     }
@@ -390,7 +392,7 @@ impl Deliverer {
         for event in again {
             self.send(&event, &[relay.to_string()]).await;
         }
-        self.seal(anew);
+        self.seal(anew).await;
     }
 
     async fn look_after(&mut self) {
@@ -430,7 +432,7 @@ impl Deliverer {
         for event in again {
             self.send(&event, &self.relays).await;
         }
-        self.seal(anew);
+        self.seal(anew).await;
     }
 }
 
@@ -459,6 +461,15 @@ fn redate(parcel: &mut Parcel) -> bool {
 }
 
 impl Sealer {
+    fn close_all(&self, jobs: &[(Option<u64>, Parcel)]) -> SealedBatch {
+        let done = jobs
+            .iter()
+            .map(|(seq, parcel)| self.close(*seq, parcel).map_err(|e| (*seq, e)))
+            .collect();
+        crash::point("sealed", &[]);
+        done
+    }
+
     fn close(&self, seq: Option<u64>, parcel: &Parcel) -> Result<Sealed, String> {
         let first = parcel.sends.first().ok_or("an empty parcel")?;
         let now_s = clock::now_ms() / 1000;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use super::delivery::Tell;
 use super::rows::Parcel;
 use crate::domain::Node;
 use crate::domain::step::{Incoming, Input, LaborNews, Refused};
@@ -215,7 +216,7 @@ pub struct Counters {
 #[derive(Clone)]
 pub struct Outlets {
     /// To delivery.
-    pub delivery: mpsc::UnboundedSender<Order>,
+    pub delivery: mpsc::UnboundedSender<Tell>,
     /// To labor.
     pub labor: mpsc::UnboundedSender<Order>,
     /// To the presence task (ads, inboxes, drains).

@@ -10,11 +10,11 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::control::{ControlServer, ControlStartError, HomeLock};
 use super::core::Core;
-use super::delivery::{Deliverer, OutboxState, Sealer, Tell};
+use super::delivery::{Deliverer, OutboxState, Sealer};
 use super::handlers::Handlers;
 use super::inbox::{self, Opener};
 use super::leases::{LaborSettings, Leases};
-use super::order::{Counters, Mail, Order, Outlets};
+use super::order::{Counters, Mail, Outlets};
 use super::presence::Presence;
 use super::{Mailbox, clock, rows};
 use crate::carrier::{CarrierConfig, CarrierError, RelayCarrier};
@@ -152,15 +152,13 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
     let (deliver, deliveries) = mpsc::unbounded_channel();
     let (labor, labor_orders) = mpsc::unbounded_channel();
     let (presence, presence_orders) = mpsc::unbounded_channel();
-    let (core_to_delivery, orders_to_delivery) = mpsc::unbounded_channel();
     let outlets = Outlets {
-        delivery: core_to_delivery,
+        delivery: deliver.clone(),
         labor,
         presence,
         changed: changed.clone(),
         counters: counters.clone(),
     };
-    tokio::spawn(forward(orders_to_delivery, deliver.clone()));
 
     let outbox = rows::outbox(&store.view()?)?;
     let read_until_s = rows::read_until_s(&store)?;
@@ -287,14 +285,6 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
     let _ = tokio::time::timeout(Duration::from_secs(5), leases).await;
     drop(lock);
     Ok(ended?)
-}
-
-async fn forward(mut orders: mpsc::UnboundedReceiver<Order>, deliver: mpsc::UnboundedSender<Tell>) {
-    while let Some(order) = orders.recv().await {
-        if deliver.send(Tell::Order(order)).is_err() {
-            return;
-        }
-    }
 }
 
 /// Soft stop, checkpoint: every lease comes to rest before the node goes.
