@@ -396,7 +396,7 @@ impl Core {
             if let Effect::Moot { requester, task } = effect {
                 let (requester, task) = (requester.clone(), task.clone());
                 let order = Order::Moot { requester, task };
-                let _ = self.outlets.delivery.send(order);
+                let _ = self.outlets.delivery.send(Tell::Order(order));
             }
         }
         for (seq, parcel) in parcels {
