@@ -137,8 +137,8 @@ fn task_id(answer: &Value) -> &str {
 fn random_key() -> Result<String, CliError> {
     let mut bytes = [0_u8; 16];
     getrandom::fill(&mut bytes).map_err(|error| {
-        CliError::failed(
-            "no_randomness",
+        CliError::hinted(
+            "entropy_unavailable",
             format!("the system gives no random bytes: {error}"),
             "pass --key K",
         )

@@ -50,7 +50,7 @@ impl Story {
     /// Everything that must hold.
     pub(super) fn judge(&self) -> Result<(), CliError> {
         let wrong = |message: String| {
-            Err(CliError::failed(
+            Err(CliError::hinted(
                 "demo_failed",
                 message,
                 "this is a defect of the program: report it with the output of `--json --keep DIR`",
