@@ -582,6 +582,10 @@ fn cancel_ctrl_c_and_the_deadline_have_their_exit_codes() {
             "{args:?}"
         );
     }
+    for command in ["why", "cancel"] {
+        let theirs = pair.worker.fails(2, &[command, &id]);
+        assert_eq!(theirs["error"]["code"], "task_not_asked", "{command}");
+    }
     let bad = pair.asker.fails(2, &option(&["--set", "paths:=-5"]));
     assert_eq!(bad["error"]["code"], "input_invalid");
     let bad = pair.asker.fails(2, &option(&["--pool", "nobody-joined"]));

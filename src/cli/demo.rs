@@ -33,7 +33,7 @@ pub(crate) struct Args {
     pub(crate) seed: u64,
 }
 
-/// `{input,result,verified,proof,cost_mc,timing_ms,closed_form,killed,timeline,books,relay,wall_ms,keep?}`.
+/// `{task,input,result,verified,proof,cost_mc,timing_ms,closed_form,killed,timeline,books,relay,wall_ms,keep?}`.
 pub(crate) async fn run(_context: &Context, args: &Args) -> Result<Reply, CliError> {
     if !cfg!(all(feature = "relay", feature = "labor")) {
         return Err(CliError::not_built(
@@ -131,7 +131,6 @@ async fn play(stage: &mut Stage, seed: u64) -> Result<Story, CliError> {
     );
     Ok(Story {
         relay,
-        task,
         input,
         outcome,
         killed,

@@ -115,7 +115,10 @@ impl ControlHandler for Handlers {
             "task/wait" => self.wait(&parse::<IdParams>(params)?.id, &notify).await,
             "task/cancel" => {
                 let id = parse::<IdParams>(params)?.id;
-                self.command(Input::Cancel { task: id.clone() }).await?;
+                if let Err(error) = self.command(Input::Cancel { task: id.clone() }).await {
+                    let worked_on = error.code == "task_unknown" && self.task(&id).await.is_ok();
+                    return Err(if worked_on { not_asked() } else { error });
+                }
                 self.task(&id).await
             }
             "task/why" => {
@@ -128,10 +131,7 @@ impl ControlHandler for Handlers {
                     })
                 });
                 found.await?.map_err(|worked_on| match worked_on {
-                    true => ControlError::new(
-                        "task_not_asked",
-                        "another node asked for this task; this one works on it",
-                    ),
+                    true => not_asked(),
                     false => unknown_task(),
                 })
             }
@@ -527,6 +527,11 @@ fn key_of(text: &str) -> Result<String, ControlError> {
 
 fn unknown_task() -> ControlError {
     ControlError::new("task_unknown", "no task with this id is known here")
+}
+
+fn not_asked() -> ControlError {
+    let message = "another node asked for this task; this one works on it";
+    ControlError::new("task_not_asked", message)
 }
 
 fn stopping() -> ControlError {

@@ -123,7 +123,7 @@ const INPUT: &[Row] = &[
     (
         "task_not_asked",
         FAULTY,
-        "`legion task ID` shows it; `legion why` on the asking node knows more",
+        "`legion task ID` shows it; `why` and `cancel` are the asking node's",
     ),
     ("task_final", FAILED, "`legion task ID` shows how it ended"),
     (
