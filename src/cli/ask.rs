@@ -32,10 +32,10 @@ pub(crate) struct Args {
     /// Pay at most this many milli-credits
     #[arg(long, value_name = "MC")]
     max_price: Option<u64>,
-    /// Give up after this many seconds
+    /// Give up after this many seconds: at least 4 through a pool, 3 for one peer (default settings)
     #[arg(long, value_name = "S")]
     deadline: Option<u64>,
-    /// Name this task: the same key and input find it again for 7 days
+    /// Name this task, with 1 to 128 characters: the same key and input find it again for 7 days
     #[arg(long, value_name = "K")]
     key: Option<String>,
     /// Go before this node's other tasks

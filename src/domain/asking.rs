@@ -159,10 +159,16 @@ impl Node {
     /// given any: below both, an honest executor with an honest clock would have to decline.
     fn deadline_can_be_met(&self, ask: &Ask, own: bool) -> Result<(), Refused> {
         let skew_ms = self.policy.skew_ms;
-        let (window_ms, whose) = match &ask.route {
+        let (window_ms, why) = match &ask.route {
             _ if own => return Ok(()),
-            Route::Pool(_) => (self.policy.bid_window_ms, "a pool"),
-            Route::Peer(_) | Route::Own => (0, "another node"),
+            Route::Pool(_) => (
+                self.policy.bid_window_ms,
+                format!(
+                    ", and bids are collected for {} ms",
+                    self.policy.bid_window_ms
+                ),
+            ),
+            Route::Peer(_) | Route::Own => (0, String::new()),
         };
         let spent_ms = skew_ms.saturating_add(window_ms);
         if ask.deadline_ms > spent_ms {
@@ -172,8 +178,7 @@ impl Node {
         Err(Refused::new(
             "deadline_too_short",
             format!(
-                "a task for {whose} needs a deadline of at least {least_s} s: clocks may differ by {skew_ms} ms, \
-                 and bids are collected for {window_ms} ms"
+                "this task needs a deadline of at least {least_s} s: clocks may differ by {skew_ms} ms{why}"
             ),
         ))
     }

@@ -362,5 +362,5 @@ fn a_relay_that_never_answers_does_not_hold_the_node_up() {
     });
     // And it hears, through the relay that is one.
     let mut eve = Stranger::on(&honest.url);
-    refused(&node, &mut eve, "duplicate", 0, |_| {});
+    refused(&node, &mut eve, "task_unknown", 0, |_| {});
 }
