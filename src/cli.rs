@@ -54,8 +54,9 @@ use output::Reply;
     about = "A sovereign peer-to-peer node: it lends and hires labor over encrypted relays."
 )]
 #[command(
-    after_help = "Exit codes: 0 done, 1 task failed, refused or canceled, 2 usage or bad input, 3 no provider, \
-    4 deadline passed, 5 node not running, 130 detached."
+    after_help = "Exit codes: 0 done; 1 the task failed, was refused or canceled, or anything else failed; 2 usage, bad \
+    input, an unknown id, or a file, home or address that cannot be used; 3 no provider; 4 deadline passed; 5 node not \
+    running; 130 detached."
 )]
 struct Cli {
     /// The node's home directory [default: LEGION_HOME, else the platform's data directory]
@@ -251,7 +252,7 @@ pub(crate) fn block_on<T>(
     let runtime = builder
         .enable_all()
         .build()
-        .map_err(|error| CliError::io("the runtime", &error))?;
+        .map_err(|error| CliError::system("the runtime", &error))?;
     let result = runtime.block_on(future);
     // A blocked read of stdin must not keep the process: what matters was committed or printed.
     runtime.shutdown_background();

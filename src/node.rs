@@ -18,6 +18,7 @@ mod perform;
 pub mod presence;
 pub mod results;
 pub mod rows;
+pub mod sealer;
 pub mod start;
 pub mod view;
 

@@ -7,7 +7,9 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use legiond::config::{Config, Home};
-use legiond::node::control::{ControlError, ControlHandler, ControlServer, HomeLock, NotifySender};
+use legiond::node::control::{
+    ControlError, ControlHandler, ControlServer, HomeLock, NotifySender, codes,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -273,7 +275,7 @@ fn a_key_file_that_others_can_read_is_refused() {
         .unwrap();
     }
     let (exit, error) = place.json(&["up"]);
-    assert_eq!((exit, code(&error)), (1, "key_permissions"));
+    assert_eq!((exit, code(&error)), (2, "key_permissions"));
 }
 
 #[test]
@@ -522,7 +524,109 @@ fn a_second_up_is_refused() {
     place.init();
     let _held = HomeLock::acquire(&Home::new(place.home())).unwrap();
     let (exit, error) = place.json(&["up"]);
-    assert_eq!((exit, code(&error)), (1, "already_running"));
+    assert_eq!((exit, code(&error)), (2, "already_running"));
+}
+
+#[test]
+fn files_that_cannot_be_used_end_with_2_and_a_next_step() {
+    let place = Place::new();
+    let nowhere = place.path("no/such/dir/words");
+    let init = ["init", "--no-passphrase", "--mnemonic-out", text(&nowhere)];
+    let export = place.path("export.json");
+    std::fs::write(&export, json!({ "proof": {} }).to_string()).unwrap();
+    let check = |args: &[&str], expected: &str| {
+        let (exit, error) = place.json(args);
+        assert_eq!((exit, code(&error)), (2, expected), "{args:?}: {error}");
+        assert!(
+            error["error"]["hint"].as_str().unwrap().len() > 5,
+            "{error}"
+        );
+        let message = error["error"]["message"].as_str().unwrap();
+        assert!(
+            !message.contains(error["error"]["hint"].as_str().unwrap()),
+            "{error}"
+        );
+    };
+    check(&init, "io");
+    check(&["proof", "verify", text(&export)], "proof_malformed");
+    check(&["proof", "verify", text(&nowhere)], "input_unreadable");
+    check(&["logs"], "no_log");
+    place.init();
+    std::fs::write(place.home().join("store.redb"), "not a store").unwrap();
+    check(&["up"], "store_invalid");
+}
+
+/// The string that follows each `marker` in `text`, whose white space is one blank each.
+fn quoted_after<'a>(text: &'a str, marker: &str) -> Vec<&'a str> {
+    let after = text.split(marker).skip(1);
+    let quoted = after.filter_map(|rest| rest.trim_start().strip_prefix('"')?.split('"').next());
+    quoted.collect()
+}
+
+#[test]
+fn every_code_of_a_command_has_its_exit_code_and_next_step_in_the_table() {
+    let known: Vec<&str> = codes::known().map(|(code, ..)| code).collect();
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let read = |name: &str| -> String {
+        let text = std::fs::read_to_string(src.join(name)).unwrap();
+        let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let mut found: Vec<String> = Vec::new();
+    let mut scan = |name: &str, markers: &[&str]| {
+        let text = read(name);
+        let before = found.len();
+        for marker in markers {
+            found.extend(quoted_after(&text, marker).into_iter().map(str::to_owned));
+        }
+        assert!(found.len() > before, "{name} names no code any more");
+    };
+    let commands = ["CliError::new(", "CliError::hinted("];
+    for name in [
+        "init",
+        "input",
+        "passphrase",
+        "proof",
+        "pause",
+        "logs",
+        "control",
+        "ask",
+        "demo",
+    ] {
+        scan(&format!("cli/{name}.rs"), &commands);
+    }
+    scan("cli/error.rs", &["Self::new(", "Self::hinted("]);
+    scan("node/handlers.rs", &["ControlError::new("]);
+    scan(
+        "node/control.rs",
+        &["ControlError::new(", "Self::new(", "=>"],
+    );
+    scan("node/results.rs", &["Err((", "map_err(|e| (", "ok_or(("]);
+    for name in [
+        "domain/asking",
+        "domain/waiting",
+        "domain/arbiter",
+        "node/core",
+    ] {
+        scan(&format!("{name}.rs"), &["Refused::new("]);
+    }
+    for name in [
+        "identity/error",
+        "store/error",
+        "config",
+        "relay",
+        "carrier/types",
+        "wire/binding",
+        "node/start",
+    ] {
+        scan(&format!("{name}.rs"), &["=>"]);
+    }
+    let missing: Vec<&String> = found
+        .iter()
+        .filter(|code| !known.contains(&code.as_str()))
+        .collect();
+    assert_eq!(missing, Vec::<&String>::new());
+    assert!(found.len() > 100, "{}", found.len());
 }
 
 #[cfg(feature = "relay")]
@@ -547,8 +651,8 @@ fn a_relay_says_where_it_listens_and_stops_when_asked() {
     assert!(std::net::TcpStream::connect(address).is_ok(), "{address}");
     let (exit, error) = place.json(&["relay", "--listen", address]);
     assert_eq!(
-        (exit, code(&error).is_empty()),
-        (1, false),
+        (exit, code(&error)),
+        (2, "relay_listen_failed"),
         "the port is taken"
     );
     assert!(
@@ -574,20 +678,11 @@ impl ControlHandler for Scripted {
         params: Value,
         notify: NotifySender,
     ) -> Result<Value, ControlError> {
-        let unknown = || {
-            ControlError::new(
-                "task_unknown",
-                "no such task",
-                "`legion tasks` lists them",
-                2,
-            )
-        };
+        let unknown = || ControlError::new("task_unknown", "no such task");
         match (method, params["id"].as_str()) {
             ("task/ask", _) if params["skill"] == "nobody" => {
-                Err(
-                    ControlError::new("no_provider", "nobody offers it", "`legion why t9`", 3)
-                        .about(json!({ "id": "t9" })),
-                )
+                Err(ControlError::new("no_provider", "nobody offers it")
+                    .about(json!({ "id": "t9" })))
             }
             ("task/ask", _) if params["skill"] == "echo" => {
                 Ok(json!({ "task": { "id": "t1", "asked": params }, "key": params["key"] }))

@@ -160,7 +160,15 @@ fn every_answer_has_its_shape() {
         structure(&done),
         "`wait` answers as `ask` does"
     );
-    shape("task", &asker.ok(&["task", &id]), &id);
+    let task = asker.ok(&["task", &id]);
+    shape("task", &task, &id);
+    for answer in [&done, &asker.ok(&["wait", &id]), &asker.ok(&["why", &id])] {
+        assert_eq!(
+            structure(&answer["task"]),
+            structure(&task["task"]),
+            "one task is one object, whoever shows it"
+        );
+    }
     shape("tasks", &asker.ok(&["tasks"]), &id);
     shape("why", &asker.ok(&["why", &id]), &id);
     shape("peers", &asker.ok(&["peers"]), &id);
@@ -175,6 +183,13 @@ fn every_answer_has_its_shape() {
         "ask_detach",
         &detached,
         detached["task"]["id"].as_str().unwrap(),
+    );
+    let id_2 = detached["task"]["id"].as_str().unwrap();
+    asker.ok(&["wait", id_2]);
+    assert_eq!(
+        structure(&asker.ok(&["task", id_2])),
+        structure(&task),
+        "a detached task ends as the same object"
     );
     shape("skills", &asker.ok(&["skills"]), "");
 
@@ -273,7 +288,7 @@ fn without_a_relay_or_a_peer_a_task_is_durable_and_then_has_no_provider() {
     assert_ne!(directed["task"]["id"], detached["task"]["id"]);
     assert_eq!(asker.ok(&["tasks"])["tasks"].as_array().unwrap().len(), 2);
 
-    let alone = asker.fails(3, &option(&["--deadline", "2"]));
+    let alone = asker.fails(3, &option(&["--deadline", "4"]));
     assert_eq!(alone["error"]["code"], "no_provider");
     assert_eq!(alone["task"]["status"]["state"], "rejected");
 
@@ -284,6 +299,130 @@ fn without_a_relay_or_a_peer_a_task_is_durable_and_then_has_no_provider() {
         3,
         "what was asked is still there"
     );
+}
+
+#[test]
+fn what_cannot_work_is_refused_at_once_with_a_code_and_a_next_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut asker = Node::init(dir.path(), "asker", &["ws://127.0.0.1:9"]);
+    asker.up();
+    let other = Node::init(dir.path(), "other", &["ws://127.0.0.1:9"]);
+    let (own, other) = (asker.npub.clone(), other.npub.clone());
+    let long_key = "k".repeat(129);
+    let asks: [(&str, &[&str]); 10] = [
+        ("key_invalid", &["--key", ""]),
+        ("key_invalid", &["--key", &long_key]),
+        ("key_invalid", &["--key", "a\nb"]),
+        ("deadline_range", &["--deadline", "0"]),
+        ("deadline_too_short", &["--deadline", "3"]),
+        ("deadline_too_short", &["--deadline", "2", "--peer", &other]),
+        ("pool_unknown", &["--pool", "nobody-joined"]),
+        ("npub_invalid", &["--peer", "npub1nonsense"]),
+        ("amount_range", &["--max-price", "9007199254740991"]),
+        ("input_invalid", &["--set", "barrier=7"]),
+    ];
+    let refused = |code: &str, args: &[&str]| {
+        let error = asker.fails(2, args)["error"].clone();
+        assert_eq!(error["code"], code, "{args:?}: {error}");
+        let hint = error["hint"].as_str().unwrap();
+        assert!(hint.len() > 5 && !hint.contains("--help"), "{error}");
+        error["message"].as_str().unwrap().to_owned()
+    };
+    for (code, extra) in asks {
+        refused(code, &option(extra));
+    }
+    assert!(refused("deadline_too_short", &option(&["--deadline", "1"])).contains("at least 4 s"));
+    refused("peer_is_self", &["peers", "trust", &own, "--tier", "own"]);
+    refused("peer_unknown", &["ledger", "--peer", &other]);
+    refused("peer_unknown", &["peers", "forget", &other]);
+    let limit = [
+        "peers",
+        "trust",
+        &other,
+        "--tier",
+        "trusted",
+        "--limit",
+        "9007199254740991",
+    ];
+    refused("amount_range", &limit);
+    refused("cores_invalid", &["pause", "--cores", "0"]);
+    refused("cores_invalid", &["pause", "--cores", "5000000000"]);
+    refused("proof_missing", &["proof", "export", "nonsense"]);
+    assert_eq!(
+        asker.ok(&["tasks"]),
+        json!({ "tasks": [] }),
+        "nothing of it was begun"
+    );
+    assert_eq!(asker.ok(&["peers"]), json!({ "peers": [] }));
+    let longest = "k".repeat(128);
+    asker.ok(&option(&[
+        "--key",
+        &longest,
+        "--peer",
+        "self",
+        "--deadline",
+        "1",
+        "--detach",
+    ]));
+    asker.ok(&["peers", "trust", &other, "--tier", "trusted"]);
+    assert_eq!(
+        asker.ok(&["ledger", "--peer", &other])["accounts"],
+        json!([])
+    );
+}
+
+#[test]
+fn a_wrong_input_is_refused_by_the_name_of_its_field() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut asker = Node::init(dir.path(), "asker", &["ws://127.0.0.1:9"]);
+    asker.up();
+    let good = json!({
+        "kind": "european", "side": "call", "spot": 100, "strike": 105, "rate": 0.05, "volatility": 0.2, "years": 1, "paths": 1000,
+    });
+    let file = dir.path().join("input.json");
+    let refused = |input: &Value, code: &str| {
+        std::fs::write(&file, input.to_string()).unwrap();
+        let error = asker.fails(2, &["ask", "simulation", "--input", file.to_str().unwrap()]);
+        assert_eq!(error["error"]["code"], code, "{input}: {error}");
+        error["error"]["message"].as_str().unwrap().to_owned()
+    };
+    // The fields in the order of the type, which a deserializer would take.
+    let positional = json!([
+        "european", "call", 100, 105, 0.05, 0.2, 1, 1, null, 1000, "1"
+    ]);
+    for input in [positional, json!("european"), json!(7), json!(null)] {
+        assert!(refused(&input, "input_not_object").contains("object"));
+    }
+    for (field, value, says) in [
+        (
+            "spot",
+            json!("cheap"),
+            "input.spot: must be a number, not string \"cheap\"",
+        ),
+        ("strike", json!(null), "input.strike: must be a number"),
+        ("paths", json!(1.5), "input.paths: must be a whole number"),
+        ("paths", json!(-5), "input.paths: must be a whole number"),
+        (
+            "kind",
+            json!("bermudan"),
+            "input.kind: must be one of `european`",
+        ),
+        ("seed", json!([1]), "input.seed: must be a decimal string"),
+        ("steps", json!(0), "`steps` must be"),
+        (
+            "colour",
+            json!("red"),
+            "input.colour: unknown field; known: `kind`",
+        ),
+    ] {
+        let mut input = good.clone();
+        input[field] = value;
+        let message = refused(&input, "input_invalid");
+        assert!(message.starts_with(says), "{field}: {message}");
+    }
+    let mut input = good.clone();
+    input.as_object_mut().unwrap().remove("years");
+    assert_eq!(refused(&input, "input_invalid"), "input.years: is missing");
 }
 
 #[test]
@@ -442,6 +581,10 @@ fn cancel_ctrl_c_and_the_deadline_have_their_exit_codes() {
             "task_unknown",
             "{args:?}"
         );
+    }
+    for command in ["why", "cancel"] {
+        let theirs = pair.worker.fails(2, &[command, &id]);
+        assert_eq!(theirs["error"]["code"], "task_not_asked", "{command}");
     }
     let bad = pair.asker.fails(2, &option(&["--set", "paths:=-5"]));
     assert_eq!(bad["error"]["code"], "input_invalid");

@@ -152,11 +152,23 @@ fn look_at(keep: &std::path::Path, demo: &Value) {
             .read_line(&mut line)
             .unwrap();
         let (exit, ledger) = legion(&["ledger"]);
-        let (_, task) = legion(&["task", demo["task"].as_str().unwrap()]);
+        let (_, task) = legion(&["task", demo["task"]["id"].as_str().unwrap()]);
         node.kill().unwrap();
         node.wait().unwrap();
         assert_eq!((exit, &ledger), (Some(0), &demo["books"][name]["ledger"]));
         assert_eq!(task["task"]["status"]["state"], "completed", "{task}");
+        let fields = |task: &Value| {
+            task.as_object()
+                .unwrap()
+                .keys()
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            fields(&demo["task"]),
+            fields(&task["task"]),
+            "the demonstration shows a task as every command does"
+        );
     }
     let (exit, again) = (
         demo_again(keep),

@@ -32,11 +32,9 @@ pub(crate) use crate::wire::message::EXTENSION;
 
 /// Runs the node until it is stopped. `ready` is called once, with the object of `up`, as soon as local commands work.
 pub(crate) async fn node_up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), CliError> {
-    crate::node::up(parts, ready).await.map_err(|error| {
-        let text = error.to_string();
-        let (message, hint) = text.split_once("; ").unwrap_or((&text, ""));
-        CliError::failed(error.code(), message, hint)
-    })
+    crate::node::up(parts, ready)
+        .await
+        .map_err(|error| CliError::told(error.code(), &error))
 }
 
 /// Runs a relay until Ctrl-C or SIGTERM, with its events in `data`, or in memory. `ready` is called once, with its URL.
@@ -49,14 +47,10 @@ pub(crate) async fn relay_run(
 ) -> Result<(), CliError> {
     use tokio::signal::unix::{SignalKind, signal};
 
-    let failed = |error: crate::relay::RelayError| {
-        let text = error.to_string();
-        let (message, hint) = text.split_once("; ").unwrap_or((&text, ""));
-        CliError::failed(error.code(), message, hint)
-    };
+    let failed = |error: crate::relay::RelayError| CliError::told(error.code(), &error);
     // Before `ready`, so that whoever reads it can stop the relay in order from then on.
     let mut stop =
-        signal(SignalKind::terminate()).map_err(|error| CliError::io("signals", &error))?;
+        signal(SignalKind::terminate()).map_err(|error| CliError::system("signals", &error))?;
     let config = RelayConfig {
         listen,
         data,
@@ -86,7 +80,6 @@ pub(crate) async fn relay_run(
 
 /// Checks an exported proof offline; the object says what was checked.
 pub(crate) fn proof_verify(exported: &Value) -> Result<Value, CliError> {
-    crate::node::results::verify_export(exported).map_err(|(code, message)| {
-        CliError::failed(code, message, "the export is damaged or forged")
-    })
+    crate::node::results::verify_export(exported)
+        .map_err(|(code, message)| CliError::new(code, message))
 }

@@ -32,10 +32,10 @@ pub(crate) struct Args {
     /// Pay at most this many milli-credits
     #[arg(long, value_name = "MC")]
     max_price: Option<u64>,
-    /// Give up after this many seconds
+    /// Give up after this many seconds: at least 4 through a pool, 3 for one peer (default settings)
     #[arg(long, value_name = "S")]
     deadline: Option<u64>,
-    /// Name this task: the same key and input find it again for 7 days
+    /// Name this task, with 1 to 128 characters: the same key and input find it again for 7 days
     #[arg(long, value_name = "K")]
     key: Option<String>,
     /// Go before this node's other tasks
@@ -137,8 +137,8 @@ fn task_id(answer: &Value) -> &str {
 fn random_key() -> Result<String, CliError> {
     let mut bytes = [0_u8; 16];
     getrandom::fill(&mut bytes).map_err(|error| {
-        CliError::failed(
-            "no_randomness",
+        CliError::hinted(
+            "entropy_unavailable",
             format!("the system gives no random bytes: {error}"),
             "pass --key K",
         )

@@ -31,12 +31,7 @@ impl CallError {
     pub(crate) fn into_error(self) -> CliError {
         match self {
             Self::Refused(error) => error,
-            Self::Lost => CliError::new(
-                Exit::NOT_RUNNING,
-                "node_lost",
-                "the node went away before it answered",
-                "`legion up` starts it again; what it had made durable is still there",
-            ),
+            Self::Lost => CliError::new("node_lost", "the node went away before it answered"),
         }
     }
 }
@@ -73,11 +68,7 @@ impl Client {
                     "the process listening on {} belongs to another user",
                     path.display()
                 );
-                return Err(CliError::failed(
-                    "node_foreign",
-                    message,
-                    "run this command as the user who runs the node",
-                ));
+                return Err(CliError::new("node_foreign", message));
             }
             let (reader, writer) = stream.into_split();
             return Ok(Self {
@@ -87,12 +78,7 @@ impl Client {
             });
         }
         let message = format!("no node runs on the home {}", home.root().display());
-        Err(CliError::new(
-            Exit::NOT_RUNNING,
-            "node_not_running",
-            message,
-            "start it with `legion up`",
-        ))
+        Err(CliError::new("node_not_running", message))
     }
 
     /// Calls one method. Progress that the node sends before its answer goes to stderr.
@@ -166,7 +152,7 @@ pub(crate) fn detached(message: String, next: String, task: Option<Value>) -> Cl
     output::note(&next);
     CliError {
         task,
-        ..CliError::new(Exit::DETACHED, "detached", message, next)
+        ..CliError::hinted("detached", message, next)
     }
 }
 
@@ -188,13 +174,14 @@ fn refusal(error: &Value) -> CliError {
         .pointer("/data/exit")
         .and_then(Value::as_u64)
         .and_then(|exit| u8::try_from(exit).ok());
+    let refused = CliError::hinted(
+        text("/data/code").unwrap_or_else(|| "node_error".to_owned()),
+        text("/message").unwrap_or_else(|| "the node refused".to_owned()),
+        text("/data/hint").unwrap_or_default(),
+    );
     CliError {
         task: error.pointer("/data/task").cloned(),
-        ..CliError::new(
-            exit.map_or(Exit::FAILED, Exit),
-            text("/data/code").unwrap_or_else(|| "node_error".to_owned()),
-            text("/message").unwrap_or_else(|| "the node refused".to_owned()),
-            text("/data/hint").unwrap_or_default(),
-        )
+        exit: exit.map_or(refused.exit, Exit),
+        ..refused
     }
 }

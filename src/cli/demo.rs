@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::Context;
-use super::error::{CliError, Exit};
+use super::error::CliError;
 use super::output::{self, Reply};
 use stage::{Actor, Stage};
 use story::{Kill, Story};
@@ -33,7 +33,7 @@ pub(crate) struct Args {
     pub(crate) seed: u64,
 }
 
-/// `{input,result,verified,proof,cost_mc,timing_ms,closed_form,killed,timeline,books,relay,wall_ms,keep?}`.
+/// `{task,input,result,verified,proof,cost_mc,timing_ms,closed_form,killed,timeline,books,relay,wall_ms,keep?}`.
 pub(crate) async fn run(_context: &Context, args: &Args) -> Result<Reply, CliError> {
     if !cfg!(all(feature = "relay", feature = "labor")) {
         return Err(CliError::not_built(
@@ -44,9 +44,9 @@ pub(crate) async fn run(_context: &Context, args: &Args) -> Result<Reply, CliErr
     let played = tokio::select! {
         played = tokio::time::timeout(PATIENCE, play(&mut stage, args.seed)) => played.unwrap_or_else(|_| {
             let message = format!("the demonstration did not end within {} s", PATIENCE.as_secs());
-            Err(CliError::failed("demo_slow", message, "try again when the machine has less to do"))
+            Err(CliError::new("demo_slow", message))
         }),
-        () = interrupted() => Err(CliError::new(Exit::DETACHED, "interrupted", "the demonstration was stopped", "")),
+        () = interrupted() => Err(CliError::new("interrupted", "the demonstration was stopped")),
     };
     // In every case nothing of it goes on running.
     stage.end(played.is_ok()).await;
@@ -131,7 +131,6 @@ async fn play(stage: &mut Stage, seed: u64) -> Result<Story, CliError> {
     );
     Ok(Story {
         relay,
-        task,
         input,
         outcome,
         killed,
@@ -177,7 +176,7 @@ async fn until_checkpoints(worker: &mut Actor) -> Result<(), CliError> {
                 Some("checkpoint") => seen += 1,
                 Some("done" | "work_failed") => {
                     let message = "the work ended before the worker's node could be killed";
-                    return Err(CliError::failed("demo_too_fast", message, "try again"));
+                    return Err(CliError::new("demo_too_fast", message));
                 }
                 _ => {}
             }

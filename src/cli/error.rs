@@ -1,10 +1,12 @@
-//! What a command fails with: a stable code, a text for people, the next step, and the exit code.
+//! What a command fails with: a stable code, a text for people, the next step, and the exit code. Which code ends with which
+//! exit code stands in `node::control::codes`, for both sides of local control.
 
 use std::borrow::Cow;
 
 use serde_json::{Value, json};
 
 use crate::config::ConfigError;
+use crate::node::control::codes;
 
 /// An exit code of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,10 +19,6 @@ impl Exit {
     pub(crate) const FAILED: Self = Self(1);
     /// Usage, bad input or an unknown id.
     pub(crate) const USAGE: Self = Self(2);
-    /// The node is not running.
-    pub(crate) const NOT_RUNNING: Self = Self(5);
-    /// Ctrl-C or a lost socket while waiting: the task goes on.
-    pub(crate) const DETACHED: Self = Self(130);
 }
 
 /// An error as a person or a program reads it.
@@ -35,53 +33,52 @@ pub(crate) struct CliError {
 }
 
 impl CliError {
-    /// An error that ends with `exit`.
-    pub(crate) fn new(
-        exit: Exit,
-        code: impl Into<Cow<'static, str>>,
-        message: impl Into<String>,
-        hint: impl Into<String>,
-    ) -> Self {
+    /// An error with the exit code and the next step of its code.
+    pub(crate) fn new(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        let code = code.into();
         Self {
-            code: code.into(),
+            exit: Exit(codes::exit_of(&code)),
+            hint: codes::hint_of(&code).to_owned(),
+            code,
             message: message.into(),
-            hint: hint.into(),
-            exit,
             task: None,
         }
     }
 
-    /// Bad usage or input: exit code 2.
-    pub(crate) fn usage(
-        code: &'static str,
-        message: impl Into<String>,
-        hint: impl Into<String>,
-    ) -> Self {
-        Self::new(Exit::USAGE, code, message, hint)
-    }
-
-    /// Something else failed: exit code 1.
-    pub(crate) fn failed(
+    /// The same with a next step of its own; an empty one is none.
+    pub(crate) fn hinted(
         code: impl Into<Cow<'static, str>>,
         message: impl Into<String>,
         hint: impl Into<String>,
     ) -> Self {
-        Self::new(Exit::FAILED, code, message, hint)
+        let (hint, error) = (hint.into(), Self::new(code, message));
+        match hint.is_empty() {
+            true => error,
+            false => Self { hint, ..error },
+        }
     }
 
-    /// The system refused something to do with `what`.
+    /// The error of a room below, whose text ends with the next step.
+    pub(crate) fn told(code: &'static str, error: &impl std::fmt::Display) -> Self {
+        let text = error.to_string();
+        let (message, hint) = codes::told(code, &text);
+        Self::hinted(code, message, hint)
+    }
+
+    /// A file or a process of `what` cannot be used.
     pub(crate) fn io(what: impl std::fmt::Display, error: &std::io::Error) -> Self {
-        let hint = "check that the path exists, who owns it, and the space left on its disk";
-        Self::failed("io", format!("{what}: {error}"), hint)
+        Self::new("io", format!("{what}: {error}"))
+    }
+
+    /// The system gave no runtime, signal or terminal.
+    pub(crate) fn system(what: &str, error: &std::io::Error) -> Self {
+        Self::new("system_refused", format!("{what}: {error}"))
     }
 
     /// A part of the program that this build does not have.
     pub(crate) fn not_built(what: &str) -> Self {
-        Self::failed(
-            "not_built",
-            format!("{what} is not built into this program"),
-            "use a build that has it",
-        )
+        let message = format!("{what} is not built into this program");
+        Self::new("not_built", message)
     }
 
     /// What clap says about a wrong command line, without its `error: ` and with its last lines as the hint.
@@ -89,12 +86,7 @@ impl CliError {
         let text = text.trim().trim_start_matches("error: ");
         let (message, rest) = text.split_once("\n\n").unwrap_or((text, ""));
         let joined = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let hint = if rest.is_empty() {
-            "try `legion --help`".to_owned()
-        } else {
-            joined(rest)
-        };
-        Self::usage("usage", joined(message), hint)
+        Self::hinted("usage", joined(message), joined(rest))
     }
 
     /// The object of `--json`: `{error:{code,message,hint},task?}`.
@@ -109,16 +101,10 @@ impl CliError {
 
 impl From<ConfigError> for CliError {
     fn from(error: ConfigError) -> Self {
-        let hint = match &error {
-            ConfigError::Invalid { .. } => {
-                "correct that line; config/legion.toml in the repository shows every key"
-            }
-            ConfigError::HomeInGit { .. } => "pass a --home outside the work tree",
-            ConfigError::RelayListMissing { .. } => {
-                "`legion init` writes one; `relays` may also hold URLs"
-            }
-            _ => "check the path, its owner and its mode",
-        };
-        Self::new(Exit::USAGE, error.code(), error.to_string(), hint)
+        match &error {
+            // The reason is the parser's, and names no next step.
+            ConfigError::Invalid { .. } => Self::new(error.code(), error.to_string()),
+            _ => Self::told(error.code(), &error),
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::error::{CliError, Exit};
+use super::error::CliError;
 use crate::config::Owner;
 use crate::identity::keyfile::{self, KEY_FILE, Meta};
 use crate::identity::{Identity, IdentityError, Lct, Mnemonic, PublicIdentity};
@@ -97,21 +97,8 @@ pub(crate) fn create(
     Ok(PublicView::of(identity.public()))
 }
 
-/// Bad words, passphrases and missing identities are the caller's to correct; the rest is a failure. The room's texts
-/// already end with the next step.
 impl From<IdentityError> for CliError {
     fn from(error: IdentityError) -> Self {
-        let exit = match error {
-            IdentityError::MnemonicInvalid(_)
-            | IdentityError::LctInvalid { .. }
-            | IdentityError::KeyMissing(_)
-            | IdentityError::KeyExists(_)
-            | IdentityError::PassphraseNeeded
-            | IdentityError::PassphraseWrong => Exit::USAGE,
-            _ => Exit::FAILED,
-        };
-        let text = error.to_string();
-        let (message, hint) = text.split_once("; ").unwrap_or((&text, ""));
-        Self::new(exit, error.code(), message, hint)
+        Self::told(error.code(), &error)
     }
 }

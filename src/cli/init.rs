@@ -37,9 +37,7 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
     let keys = home.keys_dir();
     refuse_existing(home)?;
     for url in &args.relay {
-        RelayList::check_url(url).map_err(|reason| {
-            CliError::usage("relay_invalid", reason, "pass --relay wss://HOST")
-        })?;
+        RelayList::check_url(url).map_err(|reason| CliError::new("relay_invalid", reason))?;
     }
     require_place_for_words(args)?;
     let words = match &args.mnemonic_file {
@@ -72,6 +70,12 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
         show_words(&words);
     }
     output::note(&format!("home: {}", home.root().display()));
+    if let Some(path) = &args.mnemonic_out {
+        let path = path.display();
+        output::note(&format!(
+            "words: {path}; they are the identity: keep them elsewhere, and delete the file"
+        ));
+    }
     Ok(id::reply(&identity))
 }
 
@@ -80,8 +84,7 @@ fn refuse_existing(home: &Home) -> Result<(), CliError> {
         return Ok(());
     }
     let message = format!("the home {} already has an identity", home.root().display());
-    let hint = "`legion id` shows it; use another --home for a new one";
-    Err(CliError::usage("already_initialized", message, hint))
+    Err(CliError::new("already_initialized", message))
 }
 
 /// New words must reach the owner exactly once: a terminal or a file, never a pipe, a log or `--json`.
@@ -91,17 +94,13 @@ fn require_place_for_words(args: &Args) -> Result<(), CliError> {
         return Ok(());
     }
     let message = "there is no terminal to show the new identity's words on";
-    Err(CliError::usage(
-        "mnemonic_needs_place",
-        message,
-        "pass --mnemonic-out F",
-    ))
+    Err(CliError::new("mnemonic_needs_place", message))
 }
 
 fn read_words(path: &Path) -> Result<Zeroizing<String>, CliError> {
     let unreadable = |error: std::io::Error| {
         let message = format!("the words cannot be read from {}: {error}", path.display());
-        CliError::usage("mnemonic_unreadable", message, "check the path")
+        CliError::new("mnemonic_unreadable", message)
     };
     let file = File::open(path).map_err(unreadable)?;
     let mut text = Zeroizing::new(String::with_capacity(MAX_MNEMONIC_BYTES as usize + 1));
@@ -117,11 +116,7 @@ fn write_words<'a>(path: &'a Path, words: &str) -> Result<&'a Path, CliError> {
     write_new(path, words, 0o600).map_err(|error| {
         if error.kind() == ErrorKind::AlreadyExists {
             let message = format!("{} already exists", path.display());
-            CliError::usage(
-                "mnemonic_out_exists",
-                message,
-                "pass --mnemonic-out with a new file name",
-            )
+            CliError::new("mnemonic_out_exists", message)
         } else {
             CliError::io(path.display(), &error)
         }
@@ -143,11 +138,7 @@ fn write_settings(home: &Home, relays: &[String]) -> Result<Config, CliError> {
             "{} already exists, so --relay would have no effect",
             config_file.display()
         );
-        return Err(CliError::usage(
-            "config_exists",
-            message,
-            "name the relays there, and leave --relay out",
-        ));
+        return Err(CliError::new("config_exists", message));
     }
     for (path, text) in [
         (home.relays_dir().join(name), &list),

@@ -19,11 +19,7 @@ const MAX_SCHEMA_DEPTH: u32 = 16;
 pub(crate) fn from_file(path: &Path) -> Result<Value, CliError> {
     let unreadable = |error: std::io::Error| {
         let message = format!("the input {} cannot be read: {error}", path.display());
-        CliError::usage(
-            "input_unreadable",
-            message,
-            "check the path; `-` reads stdin",
-        )
+        CliError::new("input_unreadable", message)
     };
     let mut bytes = Vec::new();
     let read = if path == Path::new("-") {
@@ -40,19 +36,11 @@ pub(crate) fn from_file(path: &Path) -> Result<Value, CliError> {
     let size_bytes = u64::try_from(read.map_err(unreadable)?).unwrap_or(u64::MAX);
     if size_bytes > MAX_INPUT_BYTES {
         let message = format!("the input is larger than {MAX_INPUT_BYTES} bytes");
-        return Err(CliError::usage(
-            "payload_too_large",
-            message,
-            "make it smaller",
-        ));
+        return Err(CliError::new("payload_too_large", message));
     }
     serde_json::from_slice(&bytes).map_err(|error| {
         let message = format!("the input is not JSON: {error}");
-        CliError::usage(
-            "input_invalid",
-            message,
-            "`legion skills --json` shows the schema",
-        )
+        CliError::new("input_invalid", message)
     })
 }
 
@@ -101,11 +89,7 @@ fn by_schema(
         let message = format!(
             "this machine has no schema for the skill `{skill}`, so `{name}` has no known type"
         );
-        return Err(CliError::usage(
-            "schema_unknown",
-            message,
-            "use --input FILE, or `k:=json`",
-        ));
+        return Err(CliError::new("schema_unknown", message));
     };
     let fields = schema.get("properties").and_then(Value::as_object);
     let Some(field) = fields.and_then(|fields| fields.get(name)) else {
@@ -114,23 +98,19 @@ fn by_schema(
             .unwrap_or_default();
         return Err(invalid(
             name,
-            &format!("the skill `{skill}` has no such field; it has: {known}"),
+            &format!("unknown field of the skill `{skill}`; known: {known}"),
         ));
     };
     let mut shape = Shape::default();
     shape.collect(schema, field, MAX_SCHEMA_DEPTH);
     shape
         .read(text)
-        .ok_or_else(|| invalid(name, &format!("`{text}` is not {}", shape.describe())))
+        .ok_or_else(|| invalid(name, &format!("must be {}, not `{text}`", shape.describe())))
 }
 
 fn invalid(name: &str, reason: &str) -> CliError {
-    let message = format!("input field `{name}`: {reason}");
-    CliError::usage(
-        "input_invalid",
-        message,
-        "`legion skills --json` shows the schema",
-    )
+    let message = format!("input.{name}: {reason}");
+    CliError::new("input_invalid", message)
 }
 
 /// What a field may be, gathered from `type`, `enum`, `const`, `$ref`, `anyOf`, `oneOf` and `allOf`.
@@ -241,7 +221,14 @@ impl Shape {
                 .as_str()
                 .map_or_else(|| choice.to_string(), str::to_owned)
         });
-        let expected: Vec<String> = choices.chain(self.types.iter().cloned()).collect();
+        let types = self.types.iter().map(|name| match name.as_str() {
+            "integer" => "a whole number".to_owned(),
+            "boolean" => "true or false".to_owned(),
+            "array" | "object" => format!("an {name}"),
+            "null" => name.clone(),
+            _ => format!("a {name}"),
+        });
+        let expected: Vec<String> = choices.chain(types).collect();
         if expected.is_empty() {
             "of a known type; use k:=json".to_owned()
         } else {

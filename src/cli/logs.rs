@@ -26,7 +26,7 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
     let failed = |error: std::io::Error| match error.kind() {
         ErrorKind::NotFound => {
             let message = format!("there is no log at {}", path.display());
-            CliError::usage("no_log", message, "`legion up` writes one")
+            CliError::new("no_log", message)
         }
         _ => CliError::io(path.display(), &error),
     };

@@ -12,9 +12,6 @@ use super::error::CliError;
 /// More than any person types; a wrong path must not read a disk into memory.
 const MAX_PASSPHRASE_BYTES: u64 = 4_096;
 
-const HINT: &str =
-    "pass --no-passphrase, --passphrase-file F or --passphrase-fd N, or run it on a terminal";
-
 /// The flags of `init` and `up`.
 #[derive(clap::Args)]
 #[group(multiple = false)]
@@ -44,10 +41,9 @@ impl PassphraseArgs {
         if *first == *second {
             Ok(Some(first))
         } else {
-            Err(CliError::usage(
+            Err(CliError::new(
                 "passphrase_mismatch",
                 "the two passphrases differ",
-                "try again",
             ))
         }
     }
@@ -56,7 +52,7 @@ impl PassphraseArgs {
     pub(crate) fn for_existing_key(&self) -> Result<Zeroizing<String>, CliError> {
         if self.no_passphrase {
             let message = "this node's key file is encrypted";
-            return Err(CliError::usage("passphrase_required", message, HINT));
+            return Err(CliError::new("passphrase_required", message));
         }
         match self.given()? {
             Some(given) => Ok(given),
@@ -81,11 +77,7 @@ fn read(path: &Path) -> Result<Zeroizing<String>, CliError> {
             "the passphrase cannot be read from {}: {error}",
             path.display()
         );
-        CliError::usage(
-            "passphrase_unreadable",
-            message,
-            "check the path or the descriptor",
-        )
+        CliError::new("passphrase_unreadable", message)
     };
     let file = File::open(path).map_err(unreadable)?;
     // With its full capacity from the start, no growing string leaves a copy behind.
@@ -100,20 +92,16 @@ fn read(path: &Path) -> Result<Zeroizing<String>, CliError> {
 fn prompt(text: &str) -> Result<Zeroizing<String>, CliError> {
     if !std::io::stdin().is_terminal() {
         let message = "a passphrase is needed, and there is no terminal to ask on";
-        return Err(CliError::usage("passphrase_required", message, HINT));
+        return Err(CliError::new("passphrase_required", message));
     }
-    let typed =
-        rpassword::prompt_password(text).map_err(|error| CliError::io("the terminal", &error))?;
+    let typed = rpassword::prompt_password(text)
+        .map_err(|error| CliError::system("the terminal", &error))?;
     not_empty(Zeroizing::new(typed))
 }
 
 fn not_empty(passphrase: Zeroizing<String>) -> Result<Zeroizing<String>, CliError> {
     if passphrase.is_empty() {
-        return Err(CliError::usage(
-            "passphrase_empty",
-            "the passphrase is empty",
-            HINT,
-        ));
+        return Err(CliError::new("passphrase_empty", "the passphrase is empty"));
     }
     Ok(passphrase)
 }

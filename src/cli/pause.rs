@@ -25,6 +25,13 @@ pub(crate) struct Args {
 
 pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
     let view = if let Some(cores) = args.cores {
+        // To the node, 0 is all of them (`resume --cores 0`): nobody who types `pause` means that.
+        if cores == 0 {
+            return Err(CliError::new(
+                "cores_invalid",
+                "foreign work cannot run on no core",
+            ));
+        }
         control::call(context, "owner/cores", json!({ "n": cores }))?
     } else {
         let mode = if args.after_checkpoint {

@@ -38,6 +38,16 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
         }
         Action::Verify { file } => {
             let exported: Value = input::from_file(file)?;
+            if let Some(field) = ["v", "proof", "output", "units", "entries"]
+                .into_iter()
+                .find(|field| exported.get(field).is_none())
+            {
+                let message = format!(
+                    "{} is no exported proof: it has no `{field}`",
+                    file.display()
+                );
+                return Err(CliError::new("proof_malformed", message));
+            }
             let checked = adapters::proof_verify(&exported)?;
             let text = render::tree(&checked);
             Ok(Reply::new(checked, text))

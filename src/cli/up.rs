@@ -45,8 +45,6 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
 
 impl From<ControlStartError> for CliError {
     fn from(error: ControlStartError) -> Self {
-        let text = error.to_string();
-        let (message, hint) = text.split_once("; ").unwrap_or((&text, ""));
-        Self::failed(error.code(), message, hint)
+        Self::told(error.code(), &error)
     }
 }

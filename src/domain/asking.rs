@@ -143,6 +143,9 @@ impl Node {
                 "the deadline must lie within a year from now",
             ));
         }
+        let own = matches!(&ask.route, Route::Own)
+            || matches!(&ask.route, Route::Peer(p) if *p == self.policy.me);
+        self.deadline_can_be_met(ask, own)?;
         let counted = ask.plan.as_ref().is_some_and(|p| p.units > 0);
         if matches!(&ask.route, Route::Pool(_)) && !counted {
             let text = format!(
@@ -151,8 +154,6 @@ impl Node {
             );
             return Err(Refused::new("skill_unknown", text));
         }
-        let own = matches!(&ask.route, Route::Own)
-            || matches!(&ask.route, Route::Peer(p) if *p == self.policy.me);
         if own && (!counted || !self.policy.skills.iter().any(|s| s.id == ask.skill)) {
             return Err(Refused::new(
                 "skill_unknown",
@@ -160,6 +161,34 @@ impl Node {
             ));
         }
         Ok(())
+    }
+
+    /// An executor takes the allowance for clocks off the time that it is given, and bids are collected before anybody is
+    /// given any: below both, an honest executor with an honest clock would have to decline.
+    fn deadline_can_be_met(&self, ask: &Ask, own: bool) -> Result<(), Refused> {
+        let skew_ms = self.policy.skew_ms;
+        let (window_ms, why) = match &ask.route {
+            _ if own => return Ok(()),
+            Route::Pool(_) => (
+                self.policy.bid_window_ms,
+                format!(
+                    ", and bids are collected for {} ms",
+                    self.policy.bid_window_ms
+                ),
+            ),
+            Route::Peer(_) | Route::Own => (0, String::new()),
+        };
+        let spent_ms = skew_ms.saturating_add(window_ms);
+        if ask.deadline_ms > spent_ms {
+            return Ok(());
+        }
+        let least_s = spent_ms / 1000 + 1;
+        Err(Refused::new(
+            "deadline_too_short",
+            format!(
+                "this task needs a deadline of at least {least_s} s: clocks may differ by {skew_ms} ms{why}"
+            ),
+        ))
     }
 
     /// Finds the job an executor: the next best bid, a new offer, or the one peer that it is for.

@@ -6,6 +6,7 @@
 
 pub mod simulation;
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// Why a skill refuses. `code` is stable, `message` says what is wrong and what would be right.
@@ -119,6 +120,61 @@ pub mod cores;
 /// Every skill of this build.
 pub fn registry() -> &'static [&'static dyn Skill] {
     &[&simulation::Simulation]
+}
+
+/// An input as a skill's own type. A refusal names the field that is to blame.
+pub(crate) fn typed_input<T: DeserializeOwned>(input: &Value) -> Result<T, SkillError> {
+    // The deserializer would also take the fields of a list by their order.
+    let Value::Object(fields) = input else {
+        let message = "the input must be a JSON object with named fields";
+        return Err(SkillError::input(message));
+    };
+    let error = match T::deserialize(input) {
+        Ok(typed) => return Ok(typed),
+        Err(error) => error.to_string(),
+    };
+    // Its errors name no field, but what is missing is only missed after all that is there was read: the first field with
+    // which another error appears is to blame.
+    let mut read = Value::Object(serde_json::Map::new());
+    for (name, value) in fields {
+        if let Some(read) = read.as_object_mut() {
+            read.insert(name.clone(), value.clone());
+        }
+        match T::deserialize(&read) {
+            Err(error) if !error.to_string().starts_with("missing field") => {
+                return Err(SkillError::input(blame(name, &error.to_string())));
+            }
+            _ => {}
+        }
+    }
+    let missing = error.split('`').nth(1).unwrap_or("?");
+    Err(SkillError::input(format!("input.{missing}: is missing")))
+}
+
+/// What is wrong with one field, in words that fit the person's JSON and not our types.
+fn blame(name: &str, error: &str) -> String {
+    let expected = error.split_once("expected ").map(|(_, expected)| expected);
+    let given = error.split_once(": ").map(|(_, rest)| rest);
+    let given = given.and_then(|rest| rest.rsplit_once(", expected ").map(|(given, _)| given));
+    let wanted = match expected {
+        _ if error.starts_with("unknown field") => {
+            let known = expected.map(|list| list.trim_start_matches("one of "));
+            return format!(
+                "input.{name}: unknown field; known: {}",
+                known.unwrap_or("none")
+            );
+        }
+        Some("f32" | "f64") => "a number",
+        Some("u32" | "u64" | "usize") => "a whole number, 0 or more",
+        Some("a boolean") => "true or false",
+        Some("a sequence") => "an array",
+        Some(other) => other,
+        None => return format!("input.{name}: {error}"),
+    };
+    match given {
+        Some(given) => format!("input.{name}: must be {wanted}, not {given}"),
+        None => format!("input.{name}: must be {wanted}"),
+    }
 }
 
 /// What this node can do, for its card and `legion skills`.

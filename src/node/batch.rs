@@ -27,7 +27,6 @@ pub(super) struct Batch {
     pub(super) acks: Vec<(String, String)>,
     /// Wraps that need not be read again once this is durable.
     pub(super) swept: Vec<(Inbox, [u8; 32])>,
-    pub(super) delivered: Vec<u64>,
     pub(super) answers: Vec<(oneshot::Sender<Said>, Said)>,
     pub(super) again: Vec<Mail>,
     /// Journal kinds, for crash points.
@@ -49,7 +48,7 @@ impl Batch {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.changes.is_empty() && self.seen.is_empty() && self.delivered.is_empty()
+        self.changes.is_empty() && self.seen.is_empty()
     }
 }
 

@@ -26,6 +26,8 @@ use tokio::task::JoinSet;
 
 use crate::config::{ConfigError, Home};
 
+pub mod codes;
+
 /// Progress that waits to be written for one caller; what does not fit is dropped, for a newer one follows.
 const PROGRESS_DEPTH: usize = 64;
 
@@ -68,21 +70,31 @@ pub struct ControlError {
 }
 
 impl ControlError {
-    /// A refusal of the application (JSON-RPC number -32000).
-    pub fn new(
-        code: impl Into<Cow<'static, str>>,
-        message: impl Into<String>,
-        hint: impl Into<String>,
-        exit: u8,
-    ) -> Self {
+    /// A refusal of the application (JSON-RPC number -32000), with the exit code and the next step of its code.
+    pub fn new(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        let code = code.into();
         Self {
             number: -32_000,
-            code: code.into(),
             message: message.into(),
-            hint: hint.into(),
-            exit,
+            hint: codes::hint_of(&code).to_owned(),
+            exit: codes::exit_of(&code),
+            code,
             task: None,
         }
+    }
+
+    /// The refusal of a room below, whose text ends with the next step.
+    pub fn told(code: &'static str, error: &impl std::fmt::Display) -> Self {
+        let text = error.to_string();
+        let (message, hint) = codes::told(code, &text);
+        Self::new(code, message).with_hint(hint)
+    }
+
+    /// The same refusal with a next step of its own.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = hint.into();
+        self
     }
 
     /// The same refusal, about `task`.
@@ -96,10 +108,9 @@ impl ControlError {
     #[must_use]
     pub fn unknown_method(method: &str) -> Self {
         let message = format!("this node has no method `{method}`");
-        let hint = "use the `legion` of the same version as the node";
         Self {
             number: -32_601,
-            ..Self::new("method_unknown", message, hint, 1)
+            ..Self::new("method_unknown", message)
         }
     }
 
@@ -107,19 +118,14 @@ impl ControlError {
     pub fn bad_params(reason: impl Into<String>) -> Self {
         Self {
             number: -32_602,
-            ..Self::new("params_invalid", reason, "correct the request", 2)
+            ..Self::new("params_invalid", reason)
         }
     }
 
     fn malformed(number: i64, reason: &str) -> Self {
         Self {
             number,
-            ..Self::new(
-                "request_invalid",
-                reason,
-                "send one JSON-RPC 2.0 request per line",
-                2,
-            )
+            ..Self::new("request_invalid", reason)
         }
     }
 
@@ -327,8 +333,10 @@ async fn converse<H: ControlHandler>(stream: UnixStream, handler: &H, max_line_b
             Ok(_) if line.ends_with(b"\n") => {}
             Ok(read) if u64::try_from(read).is_ok_and(|read| read >= limit) => {
                 // The rest of the line cannot be told from the next one: answer, and hang up.
-                let mut error = ControlError::malformed(-32_600, "the line is too long");
-                error.code = "payload_too_large".into();
+                let error = ControlError {
+                    number: -32_600,
+                    ..ControlError::new("payload_too_large", "the line is too long")
+                };
                 let _ = write_line(&mut writer, &answer(&Value::Null, Err(error))).await;
                 return;
             }

@@ -13,6 +13,7 @@ use super::batch::{Batch, newest_rows_only};
 use super::delivery::Tell;
 use super::order::{Answer, Arrival, Mail, Order, Outlets};
 use super::rows::{self, Parcel};
+use super::sealer::{Early, Sealer};
 use super::{Mailbox, clock, crash};
 use crate::domain::Node;
 use crate::domain::policy::Policy;
@@ -26,12 +27,17 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const BATCH_MAX: usize = 256;
 /// Acknowledgements wait this long for a message to travel with.
 const ACK_WAIT: Duration = Duration::from_millis(20);
+/// Outbox rows that are done wait this long for another commit. Kept too long they are only sent again after a crash.
+const DELIVERED_WAIT: Duration = Duration::from_millis(200);
 /// Most acknowledged rumors in one message.
 const ACKS_MAX: usize = 64;
 /// Most bytes of message JSON in one envelope before signatures (a rumor holds 28,672 bytes in all).
 const PARCEL_BYTES: usize = 23_000;
 /// Commits that may fail in a row before the node ends.
 const FAILURES_MAX: u32 = 5;
+
+/// An outbox row of a commit, and its message as it was closed meanwhile.
+type Numbered = (u64, Parcel, Early);
 
 /// The loop's state.
 pub struct Core {
@@ -41,6 +47,12 @@ pub struct Core {
     pub(super) outlets: Outlets,
     pub(super) acks: HashMap<String, Vec<String>>,
     pub(super) acks_due: Option<Instant>,
+    /// Outbox rows that are done: they go with the next commit, whatever it is for.
+    pub(super) delivered: Vec<u64>,
+    pub(super) delivered_due: Option<Instant>,
+    /// Closes messages while the disk writes what they say.
+    pub(super) sealer: Arc<Sealer>,
+    pub(super) runtime: tokio::runtime::Handle,
     pub(super) failures: u32,
     pub(super) read_until_s: u64,
     pub(super) reply_keys: BTreeMap<String, u64>,
@@ -53,13 +65,14 @@ pub struct Core {
 
 impl Core {
     /// Loads the live rows of the store. The first input is [`Input::Started`]. `clock_jump` is the difference between
-    /// wall and monotonic time that counts as a jump.
+    /// wall and monotonic time that counts as a jump. To be called within the runtime that is to seal messages.
     pub fn load(
         policy: Policy,
         store: Arc<Store>,
         outlets: Outlets,
         limits: Limits,
         clock_jump: Duration,
+        sealer: Arc<Sealer>,
     ) -> Result<Self, StoreError> {
         let node = load_node(&policy, &store)?;
         Ok(Self {
@@ -69,6 +82,10 @@ impl Core {
             outlets,
             acks: HashMap::new(),
             acks_due: None,
+            delivered: Vec::new(),
+            delivered_due: None,
+            sealer,
+            runtime: tokio::runtime::Handle::current(),
             failures: 0,
             read_until_s: 0,
             reply_keys: BTreeMap::new(),
@@ -101,6 +118,7 @@ impl Core {
             let stop = mails.iter().position(|m| matches!(m, Mail::Stop));
             if let Some(at) = stop {
                 mails.truncate(at);
+                self.delivered_due = self.delivered_due.map(|_| Instant::now());
             }
             self.batch(mails, again)?;
             self.flush_acks();
@@ -117,10 +135,11 @@ impl Core {
             .node
             .wake_ms()
             .map_or(PATIENCE, |at| Duration::from_millis(at.saturating_sub(now)));
-        let acks = self
-            .acks_due
-            .map_or(PATIENCE, |at| at.saturating_duration_since(Instant::now()));
-        wake.min(acks).min(PATIENCE)
+        [self.acks_due, self.delivered_due]
+            .into_iter()
+            .flatten()
+            .map(|at| at.saturating_duration_since(Instant::now()))
+            .fold(wake.min(PATIENCE), Duration::min)
     }
 
     fn batch(&mut self, mails: Vec<Mail>, again: &Mailbox) -> Result<(), StoreError> {
@@ -207,8 +226,9 @@ impl Core {
             }
             Mail::Arrival(arrival) => self.arrive(now, *arrival, batch)?,
             Mail::Delivered(rows) => {
-                batch.delivered.extend(&rows);
-                batch.again.push(Mail::Delivered(rows));
+                self.delivered.extend(rows);
+                self.delivered_due
+                    .get_or_insert_with(|| Instant::now() + DELIVERED_WAIT);
             }
             Mail::Query(look) => look(&self.node, &self.store),
             Mail::Stop => {}
@@ -282,7 +302,7 @@ impl Core {
         self.node.handle(now, &mut Chance::new(seed), input)
     }
 
-    fn commit(&mut self, now: u64, batch: &mut Batch) -> Result<Vec<(u64, Parcel)>, StoreError> {
+    fn commit(&mut self, now: u64, batch: &mut Batch) -> Result<Vec<Numbered>, StoreError> {
         self.node.shed();
         let kinds: Vec<String> = batch
             .changes
@@ -298,11 +318,13 @@ impl Core {
         let parcels = self.pack(now, batch);
         let read_until_s = now / 1000;
         let touch = !batch.seen.is_empty() && read_until_s > self.read_until_s.saturating_add(60);
-        if batch.is_empty() && parcels.is_empty() {
+        let due = self.delivered_due.is_some_and(|at| at <= Instant::now());
+        if batch.is_empty() && parcels.is_empty() && !due {
             return Ok(Vec::new());
         }
         newest_rows_only(&mut batch.changes);
         crash::point("handled", &kinds);
+        let early = self.sealer.begin(&self.runtime, &parcels);
         let me = self.policy.me.clone();
         let numbered = self.store.write(|txn| {
             for change in &batch.changes {
@@ -311,7 +333,7 @@ impl Core {
             for (author, rumor, wrap, expires_s) in &batch.seen {
                 txn.seen_insert(author, rumor, Some(wrap), *expires_s)?;
             }
-            for seq in &batch.delivered {
+            for seq in &self.delivered {
                 rows::outbox_done(txn, *seq)?;
             }
             if touch {
@@ -319,9 +341,12 @@ impl Core {
             }
             parcels
                 .into_iter()
-                .map(|parcel| Ok((rows::outbox_put(txn, &parcel)?, parcel)))
+                .zip(early)
+                .map(|(parcel, early)| Ok((rows::outbox_put(txn, &parcel)?, parcel, early)))
                 .collect::<Result<Vec<_>, StoreError>>()
         })?;
+        self.delivered.clear();
+        self.delivered_due = None;
         if touch {
             self.read_until_s = read_until_s;
         }
@@ -382,7 +407,7 @@ impl Core {
         full
     }
 
-    fn let_out(&mut self, batch: Batch, parcels: Vec<(u64, Parcel)>) {
+    fn let_out(&mut self, batch: Batch, parcels: Vec<Numbered>) {
         if !batch.swept.is_empty() {
             let _ = self.outlets.presence.send(Order::Sweep(batch.swept));
         }
@@ -399,11 +424,9 @@ impl Core {
                 let _ = self.outlets.delivery.send(Tell::Order(order));
             }
         }
-        for (seq, parcel) in parcels {
-            let _ = self
-                .outlets
-                .delivery
-                .send(Tell::Order(Order::Deliver(seq, parcel)));
+        for (seq, parcel, early) in parcels {
+            let order = Order::Deliver(seq, parcel, Some(early));
+            let _ = self.outlets.delivery.send(Tell::Order(order));
         }
         let now_s = clock::now_ms() / 1000;
         for send in batch.tries {

@@ -9,20 +9,19 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nostr::{EventId, Keys, PublicKey};
-use serde_json::Value;
+use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use nostr::{EventId, PublicKey};
+use tokio::runtime::Handle as Runtime;
 use tokio::sync::mpsc;
 
 use super::order::{Mail, Order};
 use super::rows::Parcel;
+use super::sealer::{Early, Sealed, Sealer};
 use super::{Mailbox, clock, crash};
 use crate::carrier::{Handle, Outcome, Outgoing};
-use crate::domain::step::{Addressee, Send};
-use crate::identity::Identity;
-use crate::identity::conversation::Conversations;
-use crate::identity::pool::{PoolSecret, utc_day};
-use crate::wire::envelope::{Delivery, Draft, Envelope};
-use crate::wire::message::{Body, Message, News};
+use crate::domain::step::Addressee;
+use crate::wire::message::Body;
 
 /// A relay that said OK is asked again only after this long without an acknowledgement; doubles each time.
 const REWRAP_FIRST: Duration = Duration::from_secs(600);
@@ -31,10 +30,13 @@ const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_CAP: Duration = Duration::from_secs(60);
 /// A message dated further ahead than this was dated by a clock that has been set back: no peer would take it.
 const AHEAD_S: u64 = 300;
-/// Rows sealed in one go on a blocking thread.
-const SEAL_BATCH: usize = 16;
-/// So few rows are sealed on the task itself, at some 0.3 ms each.
-const SEAL_HERE: usize = 2;
+
+/// The outbox row of a parcel, if it has one, and what sealing made of it: nothing if it was interrupted.
+type Closed = (Option<u64>, Option<Result<Sealed, String>>);
+
+async fn closed(seq: Option<u64>, early: Early) -> Closed {
+    (seq, early.await.ok())
+}
 
 /// What delivery is told.
 #[derive(Debug)]
@@ -61,28 +63,6 @@ pub enum Tell {
     Connected(Arc<str>),
 }
 
-/// Everything that sealing needs.
-pub struct Sealer {
-    /// Our keys.
-    pub identity: Arc<Identity>,
-    /// NIP-44 keys by pair.
-    pub conversations: Arc<Conversations>,
-    /// Secrets of the pools joined.
-    pub pools: BTreeMap<String, PoolSecret>,
-    /// NIP-13 work for wraps to pools, bits.
-    pub pool_pow_bits: u8,
-}
-
-struct Sealed {
-    seq: Option<u64>,
-    rumor: EventId,
-    recipient: PublicKey,
-    event: Outgoing,
-}
-
-/// Sealed parcels, or the row that could not be sealed and why.
-type SealedBatch = Vec<Result<Sealed, (Option<u64>, String)>>;
-
 struct Row {
     parcel: Parcel,
     recipient: Option<PublicKey>,
@@ -108,7 +88,7 @@ pub struct Deliverer {
     /// Relays that refuse messages for now, so that each says why once.
     refusing: BTreeSet<Arc<str>>,
     mailbox: Mailbox,
-    sealed: mpsc::UnboundedSender<SealedBatch>,
+    sealing: FuturesUnordered<BoxFuture<'static, Closed>>,
 }
 
 /// How full the outbox is, for `status`.
@@ -131,7 +111,6 @@ impl Deliverer {
         mut tells: mpsc::UnboundedReceiver<Tell>,
         state: Arc<std::sync::Mutex<OutboxState>>,
     ) {
-        let (sealed, mut ready) = mpsc::unbounded_channel();
         let mut this = Self {
             sealer,
             carrier,
@@ -142,13 +121,13 @@ impl Deliverer {
             replies: HashMap::new(),
             refusing: BTreeSet::new(),
             mailbox,
-            sealed,
+            sealing: FuturesUnordered::new(),
         };
         let restored = outbox
             .into_iter()
-            .map(|(seq, parcel)| Order::Deliver(seq, parcel))
+            .map(|(seq, parcel)| Order::Deliver(seq, parcel, None))
             .collect();
-        this.admit(restored).await;
+        this.admit(restored);
         let mut tick = tokio::time::interval(Duration::from_millis(500));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -162,9 +141,15 @@ impl Deliverer {
                         this.hear(tell, &mut orders).await;
                         if orders.len() >= 256 { break; }
                     }
-                    this.admit(orders).await;
+                    this.admit(orders);
                 }
-                done = ready.recv() => if let Some(done) = done { this.publish(done).await },
+                Some(done) = this.sealing.next() => {
+                    let mut done = vec![done];
+                    while let Some(Some(also)) = this.sealing.next().now_or_never() {
+                        done.push(also);
+                    }
+                    this.publish(done).await;
+                }
                 _ = tick.tick() => this.look_after().await,
             }
             if let Ok(mut state) = state.lock() {
@@ -187,15 +172,17 @@ impl Deliverer {
         }
     }
 
-    async fn admit(&mut self, orders: Vec<Order>) {
+    fn admit(&mut self, orders: Vec<Order>) {
         let now = Instant::now();
-        let mut jobs = Vec::new();
+        let mut open = Vec::new();
         for order in orders {
             match order {
-                Order::Deliver(seq, mut parcel) => {
-                    redate(&mut parcel);
+                Order::Deliver(seq, mut parcel, early) => {
+                    match early.filter(|_| !redate(&mut parcel)) {
+                        Some(early) => self.sealing.push(Box::pin(closed(Some(seq), early))),
+                        None => open.push((Some(seq), parcel.clone())),
+                    }
                     let expires_ms = parcel.sends.iter().map(|s| s.expires_ms).max().unwrap_or(0);
-                    jobs.push((Some(seq), parcel.clone()));
                     let row = Row {
                         parcel,
                         recipient: None,
@@ -216,40 +203,35 @@ impl Deliverer {
                     let moot = self.replies.remove(&(requester, task));
                     self.finish(moot.into_iter().flatten().collect());
                 }
-                Order::Try(parcel) => jobs.push((None, parcel)),
+                Order::Try(parcel) => open.push((None, parcel)),
                 _ => {}
             }
         }
-        self.seal(jobs).await;
+        self.seal(open);
     }
 
-    /// A few are sealed here and now: another thread costs more than it gains. More are shared out.
-    async fn seal(&mut self, jobs: Vec<(Option<u64>, Parcel)>) {
-        if jobs.len() <= SEAL_HERE {
-            let done = self.sealer.close_all(&jobs);
-            return self.publish(done).await;
-        }
-        for chunk in jobs.chunks(SEAL_BATCH) {
-            let (chunk, sealer, sealed) =
-                (chunk.to_vec(), self.sealer.clone(), self.sealed.clone());
-            tokio::task::spawn_blocking(move || {
-                let _ = sealed.send(sealer.close_all(&chunk));
-            });
+    fn seal(&mut self, open: Vec<(Option<u64>, Parcel)>) {
+        let (rows, parcels): (Vec<_>, Vec<_>) = open.into_iter().unzip();
+        let answers = self.sealer.begin(&Runtime::current(), &parcels);
+        for (seq, early) in rows.into_iter().zip(answers) {
+            self.sealing.push(Box::pin(closed(seq, early)));
         }
     }
 
-    async fn publish(&mut self, done: SealedBatch) {
-        for outcome in done {
+    async fn publish(&mut self, done: Vec<Closed>) {
+        for (seq, outcome) in done {
             let sealed = match outcome {
-                Ok(sealed) => sealed,
-                Err((seq, error)) => {
+                Some(Ok(sealed)) => sealed,
+                Some(Err(error)) => {
                     tracing::error!(error, "a message could not be sealed and is given up");
                     self.finish(seq.into_iter().collect());
                     continue;
                 }
+                // The node is ending, or its thread was lost: the row stays and is tried again.
+                None => continue,
             };
             let mut to = self.relays.clone();
-            if let Some(seq) = sealed.seq {
+            if let Some(seq) = seq {
                 let Some(row) = self.rows.get_mut(&seq) else {
                     continue;
                 };
@@ -274,22 +256,23 @@ impl Deliverer {
                 to.sort();
                 to.dedup();
             }
-            self.send(&sealed.event, &to).await;
+            Self::send(&self.carrier, &self.relays, &sealed.event, &to).await;
         }
         crash::point("published", &[]);
     }
 
-    async fn send(&self, event: &Outgoing, relays: &[String]) {
+    /// By parts: a future that borrows all of this is not `Send`.
+    async fn send(carrier: &Handle, own: &[String], event: &Outgoing, relays: &[String]) {
         // A relay that is not ours is one where the recipient said it reads.
-        for relay in relays.iter().filter(|r| !self.relays.contains(r)) {
-            if let Err(error) = self.carrier.add_foreign_relay(relay) {
+        for relay in relays.iter().filter(|r| !own.contains(r)) {
+            if let Err(error) = carrier.add_foreign_relay(relay) {
                 tracing::debug!(
                     code = error.code(),
                     "a recipient's relay is not used: {error}"
                 );
             }
         }
-        if let Err(error) = self.carrier.publish(event, relays).await {
+        if let Err(error) = carrier.publish(event, relays).await {
             tracing::warn!(code = error.code(), "a message waits: {error}");
         }
     }
@@ -390,9 +373,9 @@ impl Deliverer {
             }
         }
         for event in again {
-            self.send(&event, &[relay.to_string()]).await;
+            Self::send(&self.carrier, &self.relays, &event, &[relay.to_string()]).await;
         }
-        self.seal(anew).await;
+        self.seal(anew);
     }
 
     async fn look_after(&mut self) {
@@ -422,7 +405,10 @@ impl Deliverer {
             } else if row.taken.is_empty() {
                 row.due = now + row.retry;
                 row.retry = (row.retry * 2).min(RETRY_CAP);
-                again.extend(row.event.clone());
+                match &row.event {
+                    Some(event) => again.push(event.clone()),
+                    None => anew.push((Some(*seq), row.parcel.clone())),
+                }
             } else {
                 row.rewrap = (row.rewrap * 2).min(REWRAP_CAP);
                 row.due = now + row.rewrap;
@@ -430,9 +416,9 @@ impl Deliverer {
             }
         }
         for event in again {
-            self.send(&event, &self.relays).await;
+            Self::send(&self.carrier, &self.relays, &event, &self.relays).await;
         }
-        self.seal(anew).await;
+        self.seal(anew);
     }
 }
 
@@ -458,104 +444,4 @@ fn redate(parcel: &mut Parcel) -> bool {
         parcel.created_s = now_s;
     }
     ahead
-}
-
-impl Sealer {
-    fn close_all(&self, jobs: &[(Option<u64>, Parcel)]) -> SealedBatch {
-        let done = jobs
-            .iter()
-            .map(|(seq, parcel)| self.close(*seq, parcel).map_err(|e| (*seq, e)))
-            .collect();
-        crash::point("sealed", &[]);
-        done
-    }
-
-    fn close(&self, seq: Option<u64>, parcel: &Parcel) -> Result<Sealed, String> {
-        let first = parcel.sends.first().ok_or("an empty parcel")?;
-        let now_s = clock::now_ms() / 1000;
-        let (recipient, pow) = self.recipient(&first.to, now_s)?;
-        let audience = match &first.to {
-            Addressee::Pool(name) => format!("pool:{name}"),
-            Addressee::Peer(_) | Addressee::Reply(_) => recipient.to_hex(),
-        };
-        let mut objects = Vec::with_capacity(parcel.sends.len());
-        for send in &parcel.sends {
-            let message = Message {
-                to: audience.clone(),
-                body: self.finished(send)?,
-            };
-            objects.push(message.to_value().map_err(|e| e.to_string())?);
-        }
-        let content = match objects.as_slice() {
-            [one] => one.to_string(),
-            _ => Value::Array(objects).to_string(),
-        };
-        let expires_ms = parcel.sends.iter().map(|s| s.expires_ms).max().unwrap_or(0);
-        let life_s = (expires_ms / 1000)
-            .saturating_sub(parcel.created_s)
-            .clamp(60, 29 * 86_400);
-        let draft = Draft {
-            author: self.identity.nostr().public_key(),
-            recipient,
-            content,
-            reply_to: None,
-            created_at_s: parcel.created_s,
-            expires_at_s: Some(parcel.created_s + life_s),
-        };
-        let kind = if first.ephemeral {
-            Delivery::Ephemeral
-        } else {
-            Delivery::Stored
-        };
-        let envelope = Envelope::new(draft, kind, pow).map_err(|e| e.to_string())?;
-        let event = envelope
-            .close(&self.conversations, self.identity.nostr(), now_s)
-            .map_err(|e| e.to_string())?;
-        Ok(Sealed {
-            seq,
-            rumor: envelope.rumor_id(),
-            recipient,
-            event: Outgoing::from_event(&event),
-        })
-    }
-
-    fn recipient(&self, to: &Addressee, now_s: u64) -> Result<(PublicKey, u8), String> {
-        match to {
-            Addressee::Peer(key) | Addressee::Reply(key) => {
-                Ok((PublicKey::from_hex(key).map_err(|e| e.to_string())?, 0))
-            }
-            Addressee::Pool(name) => {
-                let secret = self.pools.get(name).ok_or("not a member of the pool")?;
-                let keys: Keys = secret.day_keys(utc_day(now_s)).map_err(|e| e.to_string())?;
-                Ok((keys.public_key(), self.pool_pow_bits))
-            }
-        }
-    }
-
-    /// Signs what the step left unsigned. Ed25519 is deterministic: sealing twice signs alike.
-    fn finished(&self, send: &Send) -> Result<Body, String> {
-        let mut body = send.body.clone();
-        if let Some(entry) = body.entry_mut() {
-            let bytes = entry.signing_bytes().map_err(|e| e.to_string())?;
-            entry.sig = hex::encode(self.identity.sign_proof(&bytes));
-        }
-        match &mut body {
-            Body::Update(update) => {
-                if let News::Completed(result) = &mut update.news {
-                    let bytes = result.proof.signing_bytes().map_err(|e| e.to_string())?;
-                    result.proof.sig = hex::encode(self.identity.sign_proof(&bytes));
-                }
-            }
-            Body::Offer(offer) => {
-                offer.reply = self
-                    .identity
-                    .reply_key(&offer.task)
-                    .map_err(|e| e.to_string())?
-                    .public_key()
-                    .to_hex();
-            }
-            _ => {}
-        }
-        Ok(body)
-    }
 }

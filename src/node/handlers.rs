@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, oneshot, watch};
 
-use super::control::{ControlError, ControlHandler, NotifySender};
+use super::control::{ControlError, ControlHandler, NotifySender, codes};
 use super::delivery::OutboxState;
 use super::order::{Answer, Counters, Mail};
 use super::{Mailbox, clock, inbox, view};
@@ -15,12 +15,19 @@ use crate::carrier::Handle;
 use crate::config::Config;
 use crate::domain::Node;
 use crate::domain::job::{Job, Route, TaskState};
+use crate::domain::ledger::AMOUNT_MAX_MC;
 use crate::domain::peer::Tier;
 use crate::domain::step::{Ask, Input, PauseMode, Refused};
 use crate::identity::{Identity, npub, parse_npub};
 use crate::labor::skills;
 use crate::store::{Store, StoreError};
 use crate::wire::canonical;
+
+/// Longest idempotency key, in characters.
+const KEY_MAX_CHARS: usize = 128;
+
+/// Most threads that a worker is asked to start, whatever the machine has.
+const CORES_MAX: u32 = 1_024;
 
 /// What the handlers look at and speak with.
 pub struct Handlers {
@@ -86,7 +93,7 @@ struct PauseParams {
 
 #[derive(Deserialize)]
 struct CoresParams {
-    n: u32,
+    n: u64,
 }
 
 impl ControlHandler for Handlers {
@@ -108,15 +115,25 @@ impl ControlHandler for Handlers {
             "task/wait" => self.wait(&parse::<IdParams>(params)?.id, &notify).await,
             "task/cancel" => {
                 let id = parse::<IdParams>(params)?.id;
-                self.command(Input::Cancel { task: id.clone() }).await?;
+                if let Err(error) = self.command(Input::Cancel { task: id.clone() }).await {
+                    let worked_on = error.code == "task_unknown" && self.task(&id).await.is_ok();
+                    return Err(if worked_on { not_asked() } else { error });
+                }
                 self.task(&id).await
             }
             "task/why" => {
                 let id = parse::<IdParams>(params)?.id;
                 let now = clock::now_ms();
-                self.look(move |node, store| view::why(node, store, &id, now))
-                    .await?
-                    .ok_or_else(unknown_task)
+                let found = self.look(move |node, store| {
+                    Ok(match view::why(node, store, &id, now)? {
+                        Some(why) => Ok(why),
+                        None => Err(view::task(node, store, &id)?.is_some()),
+                    })
+                });
+                found.await?.map_err(|worked_on| match worked_on {
+                    true => not_asked(),
+                    false => unknown_task(),
+                })
             }
             "peers/list" => {
                 self.look(|node, _| Ok(view::peers(node, clock::now_ms())))
@@ -125,6 +142,14 @@ impl ControlHandler for Handlers {
             "peers/trust" => {
                 let params: TrustParams = parse(params)?;
                 let npub = key_of(&params.npub)?;
+                if npub == self.identity.public().nostr {
+                    let message = "this is the node's own npub";
+                    return Err(ControlError::new("peer_is_self", message));
+                }
+                if params.limit_mc.is_some_and(|limit| limit > AMOUNT_MAX_MC) {
+                    let message = format!("a credit limit is at most {AMOUNT_MAX_MC} mc");
+                    return Err(ControlError::new("amount_range", message));
+                }
                 self.command(Input::Trust {
                     npub,
                     tier: params.tier,
@@ -156,10 +181,16 @@ impl ControlHandler for Handlers {
                 Ok(json!({"paused": null}))
             }
             "owner/cores" => {
-                let all = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-                let n = match parse::<CoresParams>(params)?.n {
-                    0 => all(),
-                    n => n,
+                let all = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+                let n = match u32::try_from(parse::<CoresParams>(params)?.n) {
+                    Ok(0) => all,
+                    Ok(n) if n <= CORES_MAX => n,
+                    _ => {
+                        let message =
+                            format!("this machine has {all} cores, {CORES_MAX} are the limit");
+                        let hint = "pass --cores with a smaller number";
+                        return Err(ControlError::new("cores_invalid", message).with_hint(hint));
+                    }
                 };
                 self.cores.send_replace(n);
                 Ok(json!({"cores": n}))
@@ -169,8 +200,18 @@ impl ControlHandler for Handlers {
                     .npub
                     .map(|n| key_of(&n))
                     .transpose()?;
-                self.look(move |node, store| view::ledger(node, store, only.as_deref()))
-                    .await
+                let found = self.look(move |node, store| {
+                    let known = only.as_deref().is_none_or(|npub| {
+                        node.peers().contains_key(npub)
+                            || node.ledger().accounts().any(|a| a.npub == npub)
+                    });
+                    match known {
+                        true => view::ledger(node, store, only.as_deref()).map(Some),
+                        false => Ok(None),
+                    }
+                });
+                let unknown = || ControlError::new("peer_unknown", "no such peer is known here");
+                found.await?.ok_or_else(unknown)
             }
             "proof/export" => self.proof(&parse::<IdParams>(params)?.id).await,
             "journal/read" => self.journal(params).await,
@@ -181,28 +222,30 @@ impl ControlHandler for Handlers {
 
 impl Handlers {
     async fn ask(&self, params: AskParams) -> Result<Value, ControlError> {
+        if let Some(key) = &params.key {
+            check_key(key)?;
+        }
+        if !params.input.is_object() {
+            let message = "the input must be a JSON object with named fields, as {\"spot\": 100}";
+            return Err(ControlError::new("input_not_object", message));
+        }
         let mut seed = [0u8; 8];
-        getrandom::fill(&mut seed).map_err(|e| {
-            ControlError::new(
-                "entropy_unavailable",
-                e.to_string(),
-                "restart the machine's random source",
-                1,
-            )
-        })?;
+        getrandom::fill(&mut seed)
+            .map_err(|e| ControlError::new("entropy_unavailable", e.to_string()))?;
         let fingerprint =
             canonical::canonical_json(&json!({"skill": params.skill, "input": params.input}))
                 .map(|bytes| canonical::sha256_hex(&bytes))
-                .map_err(|e| bad_input("input_invalid", e.to_string()))?;
+                .map_err(|e| ControlError::new("input_invalid", e.to_string()))?;
         let known = skills::catalog().iter().any(|s| s.id == params.skill);
         let input = match known {
             true => skills::complete_input(&params.skill, &params.input, u64::from_be_bytes(seed))
-                .map_err(|e| bad_input(e.code(), e.to_string()))?,
+                .map_err(|e| ControlError::new(e.code(), e.to_string()))?,
             false => params.input,
         };
         let plan = match known {
             true => Some(
-                inbox::plan(&params.skill, &input).map_err(|e| bad_input(&e.code, e.message))?,
+                inbox::plan(&params.skill, &input)
+                    .map_err(|e| ControlError::new(e.code, e.message))?,
             ),
             false => None,
         };
@@ -213,20 +256,17 @@ impl Handlers {
             (None, None) => match self.config.pools.first() {
                 Some(pool) => Route::Pool(pool.clone()),
                 None => {
-                    return Err(bad_input(
+                    return Err(ControlError::new(
                         "pool_missing",
-                        "this node has joined no pool: name a peer with --peer".into(),
+                        "this node has joined no pool",
                     ));
                 }
             },
         };
         if plan.is_none() && matches!(route, Route::Pool(_)) {
-            return Err(bad_input(
+            return Err(ControlError::new(
                 "skill_unknown",
-                format!(
-                    "this node does not know the skill {}: name a peer with --peer",
-                    params.skill
-                ),
+                format!("this node does not know the skill {}", params.skill),
             ));
         }
         let ask = Ask {
@@ -244,12 +284,7 @@ impl Handlers {
             critical: params.critical,
         };
         let Answer::Task(id) = self.command(Input::Ask(Box::new(ask))).await? else {
-            return Err(ControlError::new(
-                "internal",
-                "the loop gave no task",
-                "report this",
-                1,
-            ));
+            return Err(ControlError::new("internal", "the loop gave no task"));
         };
         let mut answer = self.task(&id).await?;
         if let Some(object) = answer.as_object_mut() {
@@ -300,9 +335,8 @@ impl Handlers {
                         return Err(ControlError::new(
                             "node_stopping",
                             "the node is going down; the task goes on when it is back",
-                            "run `legion wait` again",
-                            5,
-                        ));
+                        )
+                        .with_hint(format!("`legion up`, and then `legion wait {id}`")));
                     }
                     _ => break,
                 }
@@ -380,12 +414,7 @@ impl Handlers {
             })
             .await?;
         let mut exported = exported.ok_or_else(|| {
-            ControlError::new(
-                "proof_missing",
-                "this task has no result with a proof",
-                "`legion task` shows its state",
-                2,
-            )
+            ControlError::new("proof_missing", "this task has no result with a proof")
         })?;
         // Our own entries are kept unsigned; Ed25519 is deterministic, so signing now gives the signature that was sent.
         if let Some(entries) = exported.get_mut("entries").and_then(Value::as_array_mut) {
@@ -435,7 +464,7 @@ impl Handlers {
         self.mailbox.post(Mail::Query(ask));
         said.await
             .map_err(|_| stopping())?
-            .map_err(|e| ControlError::new(e.code(), e.to_string(), "see `legion logs`", 1))
+            .map_err(|e| ControlError::told(e.code(), &e))
     }
 }
 
@@ -456,11 +485,6 @@ fn finished(job: &Job, done: Value) -> Result<Value, ControlError> {
         .reason
         .clone()
         .unwrap_or_else(|| crate::domain::job::Reason::new("failed", "the task failed"));
-    let exit = match reason.code.as_str() {
-        "no_provider" => 3,
-        "deadline_passed" => 4,
-        _ => 1,
-    };
     let said: Vec<String> = job
         .refusals
         .iter()
@@ -471,9 +495,11 @@ fn finished(job: &Job, done: Value) -> Result<Value, ControlError> {
     } else {
         format!("{}: {}", reason.text, said.join("; "))
     };
-    let hint = format!("`legion why {}` says why, per peer", job.task);
-    Err(ControlError::new(reason.code, message, hint, exit)
-        .about(done.get("task").cloned().unwrap_or(Value::Null)))
+    let mut error = ControlError::new(reason.code.clone(), message)
+        .with_hint(format!("`legion why {}` says why, per peer", job.task));
+    // A peer's `input_invalid` ends a task; it is not this command's input that is refused.
+    error.exit = codes::exit_of_end(&reason.code);
+    Err(error.about(done.get("task").cloned().unwrap_or(Value::Null)))
 }
 
 fn parse<T: serde::de::DeserializeOwned>(params: Value) -> Result<T, ControlError> {
@@ -481,41 +507,37 @@ fn parse<T: serde::de::DeserializeOwned>(params: Value) -> Result<T, ControlErro
     serde_json::from_value(params).map_err(|e| ControlError::bad_params(e.to_string()))
 }
 
-fn key_of(text: &str) -> Result<String, ControlError> {
-    parse_npub(text).map_err(|e| bad_input(e.code(), e.to_string()))
+/// A name that a person can type again: it is printed and kept for a week.
+fn check_key(key: &str) -> Result<(), ControlError> {
+    let length = key.chars().count();
+    let printable = !key.trim().is_empty() && !key.chars().any(char::is_control);
+    if printable && length <= KEY_MAX_CHARS {
+        return Ok(());
+    }
+    let message = match length {
+        0..=KEY_MAX_CHARS => "the key is empty or not printable".to_owned(),
+        _ => format!("the key has {length} characters, {KEY_MAX_CHARS} are the limit"),
+    };
+    Err(ControlError::new("key_invalid", message))
 }
 
-fn bad_input(code: &str, message: String) -> ControlError {
-    ControlError::new(code.to_owned(), message, "correct the input", 2)
+fn key_of(text: &str) -> Result<String, ControlError> {
+    parse_npub(text).map_err(|e| ControlError::told(e.code(), &e))
 }
 
 fn unknown_task() -> ControlError {
-    ControlError::new(
-        "task_unknown",
-        "no task with this id is known here",
-        "`legion tasks` lists them",
-        2,
-    )
+    ControlError::new("task_unknown", "no task with this id is known here")
+}
+
+fn not_asked() -> ControlError {
+    let message = "another node asked for this task; this one works on it";
+    ControlError::new("task_not_asked", message)
 }
 
 fn stopping() -> ControlError {
-    ControlError::new(
-        "node_stopping",
-        "the node is going down",
-        "start it again with `legion up`",
-        5,
-    )
+    ControlError::new("node_stopping", "the node is going down")
 }
 
 fn refusal(refused: &Refused) -> ControlError {
-    let exit = match refused.code.as_str() {
-        "store_unavailable" | "task_final" | "not_paused" => 1,
-        _ => 2,
-    };
-    ControlError::new(
-        refused.code.clone(),
-        refused.message.clone(),
-        "see `legion --help`",
-        exit,
-    )
+    ControlError::new(refused.code.clone(), refused.message.clone())
 }

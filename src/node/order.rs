@@ -8,6 +8,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::delivery::Tell;
 use super::rows::Parcel;
+use super::sealer::Early;
 use crate::domain::Node;
 use crate::domain::step::{Incoming, Input, LaborNews, Refused};
 use crate::store::Store;
@@ -114,8 +115,8 @@ fn message_name(body: &Body) -> &'static str {
 /// Work for the room's other tasks, sent after the commit.
 #[derive(Debug)]
 pub enum Order {
-    /// Seal and deliver an outbox row.
-    Deliver(u64, Parcel),
+    /// Deliver an outbox row; it may have been sealed already.
+    Deliver(u64, Parcel, Option<Early>),
     /// Seal and try once: ephemeral messages, and notices to pools.
     Try(Parcel),
     /// Replies to this offer need not be delivered any more.

@@ -10,12 +10,13 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::control::{ControlServer, ControlStartError, HomeLock};
 use super::core::Core;
-use super::delivery::{Deliverer, OutboxState, Sealer};
+use super::delivery::{Deliverer, OutboxState};
 use super::handlers::Handlers;
 use super::inbox::{self, Opener};
 use super::leases::{LaborSettings, Leases};
 use super::order::{Counters, Mail, Outlets};
 use super::presence::Presence;
+use super::sealer::Sealer;
 use super::{Mailbox, clock, rows};
 use crate::carrier::{CarrierConfig, CarrierError, RelayCarrier};
 use crate::config::{Config, ConfigError, Home, OnCancel, PermissionRule, TierPermission};
@@ -168,7 +169,21 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         ..Limits::default()
     };
     let clock_jump = Duration::from_millis(config.limits.clock_jump_ms);
-    let core = Core::load(policy.clone(), store.clone(), outlets, limits, clock_jump)?;
+    let pow = config.pow.open_pool_bits;
+    let sealer = Arc::new(Sealer {
+        identity: identity.clone(),
+        conversations,
+        pools: pools.clone(),
+        pool_pow_bits: pow,
+    });
+    let core = Core::load(
+        policy.clone(),
+        store.clone(),
+        outlets,
+        limits,
+        clock_jump,
+        sealer.clone(),
+    )?;
     let (core_ended, core_end) = oneshot::channel();
     let again = mailbox.clone();
     std::thread::Builder::new()
@@ -177,13 +192,6 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
             let _ = core_ended.send(core.run(&mailbox_end, &again));
         })?;
 
-    let pow = config.pow.open_pool_bits;
-    let sealer = Arc::new(Sealer {
-        identity: identity.clone(),
-        conversations,
-        pools: pools.clone(),
-        pool_pow_bits: pow,
-    });
     let outbox_state: Arc<Mutex<OutboxState>> = Arc::default();
     tokio::spawn(Deliverer::run(
         sealer,

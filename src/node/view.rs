@@ -168,8 +168,13 @@ fn result_of(store: &Store, job: &Job) -> Result<Option<Value>, StoreError> {
 /// The full outcome of a completed job: the object of `ask` and `wait`.
 pub fn outcome(store: &Store, done: &Job) -> Result<Value, StoreError> {
     let result = result_of(store, done)?;
+    let mut told = json!({"task": job(done, result.as_ref())});
+    add_history(&mut told, rows::entries(&store.view()?, &done.task)?);
     let mut object = Map::new();
-    object.insert("task".into(), job(done, result.as_ref()));
+    object.insert(
+        "task".into(),
+        told.get_mut("task").map_or(Value::Null, Value::take),
+    );
     object.insert("result".into(), result.unwrap_or(Value::Null));
     let marks = &done.marks;
     let since = |from: u64, to: u64| {
@@ -275,9 +280,11 @@ pub fn why(node: &Node, store: &Store, id: &str, now: u64) -> Result<Option<Valu
         .reason
         .as_ref()
         .map(|r| json!({"code": r.code, "text": r.text, "retry_at_ms": r.retry_at_ms}));
-    Ok(Some(
-        json!({"task": job(&found, None), "reason": reason, "peers": peers}),
-    ))
+    let result = result_of(store, &found)?;
+    let mut object =
+        json!({"task": job(&found, result.as_ref()), "reason": reason, "peers": peers});
+    add_history(&mut object, rows::entries(&store.view()?, id)?);
+    Ok(Some(object))
 }
 
 /// All known peers.

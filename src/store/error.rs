@@ -13,8 +13,8 @@ use thiserror::Error;
 pub enum StoreError {
     /// The schema or a value is of a version that this program does not know. Nothing was changed.
     #[error(
-        "this store was written by a newer legion: {what} has version {found}, this program knows up to {known}. \
-         Install the newer legion, or start with another `--home`"
+        "this store was written by a newer legion: {what} has version {found}, this program knows up to {known}; \
+         install the newer legion, or start with another `--home`"
     )]
     Newer {
         /// What carried the unknown version: the schema, or a value and its table.
@@ -26,14 +26,14 @@ pub enum StoreError {
     },
     /// The file is not a legion store, is cut short, or holds a value that cannot be read.
     #[error(
-        "the store is not valid: {reason}. Restore a snapshot, or move the file away to start empty"
+        "the store is not valid: {reason}; restore a snapshot, or move the file away to start empty"
     )]
     Invalid {
         /// What was expected and what was found.
         reason: String,
     },
     /// Another process (or another [`Store`](super::Store) in this one) holds the file.
-    #[error("the store is in use: {path}. Stop the other `legion up` of this home first")]
+    #[error("the store is in use: {path}; stop the other `legion up` of this home first")]
     Locked {
         /// The file.
         path: String,
@@ -41,7 +41,7 @@ pub enum StoreError {
     /// The disk refused: full, read-only, gone, or a failed sync. The transaction's outcome is unknown until
     /// [`Store::reopen`](super::Store::reopen), after which either all of it is there or nothing.
     #[error(
-        "the store is unavailable while it tried to {operation}: {reason}. Free disk space or check the disk, then restart"
+        "the store is unavailable while it tried to {operation}: {reason}; free disk space or check the disk, then restart"
     )]
     Unavailable {
         /// What was attempted, as a verb phrase.
@@ -51,7 +51,7 @@ pub enum StoreError {
     },
     /// A row could not be turned into JSON: a defect of the caller. The transaction must be dropped.
     #[error(
-        "a row of table {table} cannot be written: {reason}. This is a defect; please report it"
+        "a row of table {table} cannot be written: {reason}; this is a defect, please report it"
     )]
     Unwritable {
         /// The table's name.
@@ -60,13 +60,13 @@ pub enum StoreError {
         reason: String,
     },
     /// The caller's closure asked for the transaction to be dropped.
-    #[error("the transaction was dropped: {reason}. Nothing was changed")]
+    #[error("the transaction was dropped: {reason}; nothing was changed")]
     Dropped {
         /// The caller's reason.
         reason: String,
     },
     /// A snapshot's target exists already.
-    #[error("there is a file already: {path}. Choose another path")]
+    #[error("there is a file already: {path}; choose another path")]
     TargetExists {
         /// The target.
         path: String,

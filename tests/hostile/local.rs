@@ -26,7 +26,7 @@ fn up(home: &Path, more: &[&str]) -> (Option<i32>, Value) {
 
 fn refused(home: &Path, more: &[&str], code: &str) {
     let (exit, said) = up(home, more);
-    assert_eq!(exit, Some(1), "{said}");
+    assert_eq!(exit, Some(2), "{said}");
     assert_eq!(said["error"]["code"], code, "{said}");
     for field in ["message", "hint"] {
         assert!(
@@ -56,11 +56,11 @@ fn a_broken_or_foreign_store_is_refused_and_left_as_it_is() {
     ] {
         std::fs::write(&store, &bytes).unwrap();
         let (exit, said) = up(&node.home, &[]);
-        assert_eq!(exit, Some(1), "{what}: {said}");
+        assert_eq!(exit, Some(2), "{what}: {said}");
         let code = said["error"]["code"].as_str().unwrap_or_default();
         assert!(code.starts_with("store_"), "{what}: {said}");
         assert!(
-            said["error"].to_string().contains("Restore a snapshot"),
+            said["error"].to_string().contains("restore a snapshot"),
             "{what}: {said}"
         );
         assert_eq!(

@@ -83,11 +83,7 @@ impl Stage {
         };
         if fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_some()) {
             let message = format!("the directory {} is not empty", dir.display());
-            return Err(CliError::usage(
-                "keep_not_empty",
-                message,
-                "pass --keep with a new directory",
-            ));
+            return Err(CliError::new("keep_not_empty", message));
         }
         fs::DirBuilder::new()
             .recursive(true)
@@ -169,7 +165,7 @@ impl Stage {
     pub(super) async fn kill(&mut self, actor: &mut Actor) -> Result<Kill, CliError> {
         let at = self.nodes.iter().position(|(name, _)| *name == actor.name);
         let Some((_, mut child)) = at.map(|at| self.nodes.remove(at)) else {
-            return Err(CliError::failed(
+            return Err(CliError::hinted(
                 "demo_failed",
                 "the node to kill is not running",
                 "try again",
@@ -302,11 +298,7 @@ async fn started(mut command: Command, log: &Path) -> Result<(Child, Value), Cli
     refused(&ready)?;
     if ready.get("ready") != Some(&Value::Bool(true)) {
         let message = "a process of the demonstration did not start";
-        return Err(CliError::failed(
-            "demo_failed",
-            message,
-            "pass --keep DIR and read the logs in it",
-        ));
+        return Err(CliError::new("demo_failed", message));
     }
     Ok((child, ready))
 }
@@ -323,7 +315,7 @@ fn refused(answer: &Value) -> Result<(), CliError> {
             .unwrap_or_default()
             .to_owned()
     };
-    Err(CliError::failed(
+    Err(CliError::hinted(
         text("code"),
         text("message"),
         text("hint"),

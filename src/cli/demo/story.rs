@@ -22,7 +22,6 @@ pub(super) struct Kill {
 /// All that was seen.
 pub(super) struct Story {
     pub(super) relay: String,
-    pub(super) task: String,
     pub(super) input: Value,
     /// What `wait` answers.
     pub(super) outcome: Value,
@@ -50,7 +49,7 @@ impl Story {
     /// Everything that must hold.
     pub(super) fn judge(&self) -> Result<(), CliError> {
         let wrong = |message: String| {
-            Err(CliError::failed(
+            Err(CliError::hinted(
                 "demo_failed",
                 message,
                 "this is a defect of the program: report it with the output of `--json --keep DIR`",
@@ -95,7 +94,7 @@ impl Story {
             .map(|event| json!({ "at_ms": event.at_ms, "who": event.who, "what": event.what, "text": event.text }))
             .collect();
         let mut object = json!({
-            "task": self.task, "relay": self.relay, "input": self.input, "result": part("/result"), "verified": part("/verified"),
+            "task": part("/task"), "relay": self.relay, "input": self.input, "result": part("/result"), "verified": part("/verified"),
             "proof": part("/proof"), "cost_mc": part("/cost_mc"), "timing_ms": part("/timing_ms"),
             "closed_form": { "name": "Black-Scholes", "price": black_scholes(&self.input), "distance_std_errors": self.distance(),
                              "allowed_std_errors": STD_ERRORS_MAX },
@@ -405,9 +404,8 @@ mod tests {
         let book = |npub: &str, posted: i64| json!({ "accounts": [{ "npub": npub, "posted_mc": posted, "pending_owed_to_us_mc": 0, "pending_we_owe_mc": 0 }], "sum_mc": 0 });
         Story {
             relay: "ws://127.0.0.1:1".to_owned(),
-            task: "t".to_owned(),
             input: super::super::option(1),
-            outcome: json!({ "result": { "price": 8.05, "std_error": 0.03 }, "verified": { "quality": 1.0, "units_checked": 29 },
+            outcome: json!({ "task": { "id": "t" }, "result": { "price": 8.05, "std_error": 0.03 }, "verified": { "quality": 1.0, "units_checked": 29 },
                              "proof": { "units": 512 }, "cost_mc": 512 }),
             killed: Kill {
                 pid: 7,

@@ -64,7 +64,10 @@ pub enum Side {
 
 /// A 64-bit seed: a decimal string, or an integer below 2^53 (JSON numbers are not safe above it).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "invalid value, expected a decimal string or an integer below 2^53"
+)]
 pub enum Seed {
     /// `"0"` to `"18446744073709551615"`, without sign or leading zeros.
     Text(String),
@@ -245,8 +248,7 @@ impl Layout {
 }
 
 fn read(input: &Value) -> Result<SimulationInput, SkillError> {
-    SimulationInput::deserialize(input)
-        .map_err(|error| SkillError::input(format!("not a simulation input: {error}")))
+    super::typed_input(input)
 }
 
 fn in_range(name: &str, number: f64, low: f64, high: f64) -> Result<f64, SkillError> {

@@ -49,10 +49,9 @@ impl ControlHandler for Scripted {
                 self.waiting.notify_one();
                 std::future::pending().await
             }
-            "fail" => Err(
-                ControlError::new("no_provider", "nobody", "trust a peer", 3)
-                    .about(json!({ "id": "t1" })),
-            ),
+            "fail" => Err(ControlError::new("no_provider", "nobody")
+                .with_hint("trust a peer")
+                .about(json!({ "id": "t1" }))),
             other => Err(ControlError::unknown_method(other)),
         }
     }

@@ -1,0 +1,440 @@
+//! The one table of the codes that a command can end with: its exit code, and the next step where the error itself names none.
+//! Both sides of local control read it. It knows codes only; what went wrong is said by whoever refuses.
+//!
+//! | exit | when |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | the task failed, was refused or was canceled, or anything else failed |
+//! | 2 | usage, bad input, an unknown id; also a file, home, key or address that cannot be used, and a second `legion up` |
+//! | 3 | no provider: every peer that could have taken the task refused it, or nobody had taken it by its deadline |
+//! | 4 | the deadline passed while the task was in somebody's hands |
+//! | 5 | the node is not running |
+//! | 130 | detached: the command stopped waiting, the task goes on |
+//!
+//! A task that ended carries the code of its end; that is 3 or 4 for those two and 1 for every other, whatever this table
+//! says of a command's own refusal with the same code.
+
+/// The exit code of what no row names: something failed.
+pub const FAILED: u8 = 1;
+const FAULTY: u8 = 2;
+const NO_PROVIDER: u8 = 3;
+const LATE: u8 = 4;
+const NOT_RUNNING: u8 = 5;
+const DETACHED: u8 = 130;
+
+const SCHEMA: &str = "`legion skills --json` shows what the input must be";
+const DEFECT: &str = "this is a defect: report it with the output of `legion logs`";
+const FORGED: &str = "the export is damaged or forged: ask for it again";
+const PATH: &str =
+    "check that the path exists, who owns it, its mode, and the space left on its disk";
+const RANDOM: &str = "check the system's random source, and try again";
+const PASSPHRASE: &str =
+    "pass --no-passphrase, --passphrase-file F or --passphrase-fd N, or run it on a terminal";
+const WHY: &str = "`legion why ID` says why, per peer";
+
+/// Code, exit code, next step.
+type Row = (&'static str, u8, &'static str);
+
+/// Usage and input.
+const INPUT: &[Row] = &[
+    ("usage", FAULTY, "try `legion --help`"),
+    ("params_invalid", FAULTY, "correct the request"),
+    (
+        "request_invalid",
+        FAULTY,
+        "send one JSON-RPC 2.0 request per line",
+    ),
+    (
+        "method_unknown",
+        FAILED,
+        "use the `legion` of the same version as the node",
+    ),
+    (
+        "input_unreadable",
+        FAULTY,
+        "check the path; `-` reads stdin",
+    ),
+    ("input_invalid", FAULTY, SCHEMA),
+    ("input_not_object", FAULTY, SCHEMA),
+    ("schema_unknown", FAULTY, "use --input FILE, or `k:=json`"),
+    (
+        "payload_too_large",
+        FAULTY,
+        "make the input smaller, or cut the task in two",
+    ),
+    (
+        "skill_unknown",
+        FAULTY,
+        "`legion skills` lists this machine's, `legion peers` those of others: name one with --peer",
+    ),
+    (
+        "pool_missing",
+        FAULTY,
+        "name a peer with --peer, or a pool in config/legion.toml",
+    ),
+    (
+        "pool_unknown",
+        FAULTY,
+        "add the pool to `pools` in config/legion.toml, and start the node again",
+    ),
+    (
+        "npub_invalid",
+        FAULTY,
+        "write it as npub1… or as 64 hex digits; `legion id` shows a node's own",
+    ),
+    (
+        "peer_unknown",
+        FAULTY,
+        "`legion peers` lists those that are known",
+    ),
+    (
+        "peer_is_self",
+        FAULTY,
+        "name another node: this one trusts itself",
+    ),
+    (
+        "peer_busy",
+        FAILED,
+        "try again when `legion ledger --peer NPUB` shows nothing pending",
+    ),
+    (
+        "key_invalid",
+        FAULTY,
+        "pass --key with 1 to 128 printable characters, or leave it out",
+    ),
+    (
+        "key_reused",
+        FAULTY,
+        "choose another --key, or ask with the input it was first used with",
+    ),
+    (
+        "deadline_range",
+        FAULTY,
+        "pass --deadline with 1 second to 366 days",
+    ),
+    ("deadline_too_short", FAULTY, "pass a longer --deadline"),
+    ("amount_range", FAULTY, "name a smaller amount"),
+    (
+        "cores_invalid",
+        FAULTY,
+        "`legion pause` stops foreign work altogether; --cores takes 1 or more",
+    ),
+    ("task_unknown", FAULTY, "`legion tasks` lists them"),
+    (
+        "task_not_asked",
+        FAULTY,
+        "`legion task ID` shows it; `why` and `cancel` are the asking node's",
+    ),
+    ("task_final", FAILED, "`legion task ID` shows how it ended"),
+    (
+        "not_paused",
+        FAILED,
+        "`legion status` shows what foreign work may do",
+    ),
+    ("no_log", FAULTY, "`legion up` writes one"),
+    ("not_built", FAILED, "use a build that has it"),
+    ("keep_not_empty", FAULTY, "pass --keep with a new directory"),
+];
+
+/// Homes, settings, keys and other files.
+const FILES: &[Row] = &[
+    ("io", FAULTY, PATH),
+    (
+        "system_refused",
+        FAILED,
+        "check the limits of processes and open files",
+    ),
+    ("home_unknown", FAULTY, "pass --home DIR or set LEGION_HOME"),
+    ("home_unusable", FAULTY, PATH),
+    ("home_in_git", FAULTY, "pass a --home outside the work tree"),
+    (
+        "config_invalid",
+        FAULTY,
+        "correct that line; config/legion.toml in the repository shows every key",
+    ),
+    ("config_unreadable", FAULTY, PATH),
+    (
+        "config_exists",
+        FAULTY,
+        "name the relays there, and leave --relay out",
+    ),
+    (
+        "relay_list_missing",
+        FAULTY,
+        "`legion init` writes one; `relays` may also hold URLs",
+    ),
+    ("relay_invalid", FAULTY, "pass --relay wss://HOST"),
+    (
+        "already_initialized",
+        FAULTY,
+        "`legion id` shows it; use another --home for a new one",
+    ),
+    ("already_running", FAULTY, "`legion status` shows it"),
+    ("mnemonic_needs_place", FAULTY, "pass --mnemonic-out F"),
+    (
+        "mnemonic_out_exists",
+        FAULTY,
+        "pass --mnemonic-out with a new file name",
+    ),
+    ("mnemonic_unreadable", FAULTY, PATH),
+    (
+        "mnemonic_invalid",
+        FAULTY,
+        "check the spelling and the order of the words",
+    ),
+    ("passphrase_mismatch", FAULTY, "try again"),
+    ("passphrase_required", FAULTY, PASSPHRASE),
+    ("passphrase_needed", FAULTY, PASSPHRASE),
+    ("passphrase_empty", FAULTY, PASSPHRASE),
+    (
+        "passphrase_unreadable",
+        FAULTY,
+        "check the path or the descriptor",
+    ),
+    (
+        "passphrase_wrong",
+        FAULTY,
+        "try again, or restore the file from a backup",
+    ),
+    (
+        "lct_invalid",
+        FAULTY,
+        "correct [owner] in config/legion.toml",
+    ),
+    ("key_missing", FAULTY, "create one with `legion init`"),
+    (
+        "key_exists",
+        FAULTY,
+        "move it away first if you want a new one",
+    ),
+    (
+        "key_permissions",
+        FAULTY,
+        "run `chmod go-rwx` on it, and check who could have read it",
+    ),
+    (
+        "key_file_invalid",
+        FAULTY,
+        "restore it from a backup, or with `legion init --mnemonic-file`",
+    ),
+    ("key_io", FAULTY, PATH),
+    ("derivation_failed", FAILED, DEFECT),
+    ("entropy_unavailable", FAILED, RANDOM),
+    ("rumor_too_large", FAILED, DEFECT),
+    ("expiration_invalid", FAILED, DEFECT),
+    ("pow_too_costly", FAILED, "choose another pool or relay"),
+    ("sealing_failed", FAILED, DEFECT),
+    ("undecryptable", FAILED, DEFECT),
+    (
+        "store_newer",
+        FAULTY,
+        "install the newer legion, or start with another --home",
+    ),
+    (
+        "store_invalid",
+        FAULTY,
+        "restore a backup, or move the file away to start empty",
+    ),
+    (
+        "store_locked",
+        FAULTY,
+        "stop the other `legion up` of this home first",
+    ),
+    ("store_target_exists", FAULTY, "choose another path"),
+    (
+        "store_unavailable",
+        FAILED,
+        "free disk space or check the disk, then start the node again",
+    ),
+    ("store_unwritable", FAILED, DEFECT),
+    ("store_dropped", FAILED, DEFECT),
+];
+
+/// Processes, addresses and the network.
+const RUNNING: &[Row] = &[
+    ("node_not_running", NOT_RUNNING, "start it with `legion up`"),
+    (
+        "node_lost",
+        NOT_RUNNING,
+        "`legion up` starts it again; what it had made durable is still there",
+    ),
+    (
+        "node_stopping",
+        NOT_RUNNING,
+        "start it again with `legion up`",
+    ),
+    (
+        "node_foreign",
+        FAULTY,
+        "run this command as the user who runs the node",
+    ),
+    ("node_error", FAILED, "`legion logs` may say more"),
+    ("internal", FAILED, DEFECT),
+    (
+        "relay_listen_failed",
+        FAULTY,
+        "choose a free address with `--listen`",
+    ),
+    (
+        "relay_data_failed",
+        FAULTY,
+        "make it readable and writable, or start without one",
+    ),
+    (
+        "relay_data_in_use",
+        FAULTY,
+        "stop the other relay or choose another file",
+    ),
+    (
+        "carrier_bad_url",
+        FAULTY,
+        "write a relay as wss://host or ws://host:port",
+    ),
+    (
+        "carrier_too_many_relays",
+        FAULTY,
+        "name fewer relays in config/legion.toml",
+    ),
+    ("carrier_too_many_inboxes", FAILED, DEFECT),
+    ("carrier_event_too_large", FAILED, DEFECT),
+    ("carrier_busy", FAILED, "try again"),
+    ("carrier_unknown_relay", FAILED, DEFECT),
+    ("carrier_ended", FAILED, "start the node again"),
+    ("binding_malformed", FAILED, DEFECT),
+    ("binding_author", FAILED, DEFECT),
+    ("binding_expired", FAILED, "check the machine's clock"),
+    ("binding_signature", FAILED, DEFECT),
+    ("binding_epoch", FAILED, DEFECT),
+    ("binding_conflict", FAILED, DEFECT),
+    ("rotation_unsigned", FAILED, DEFECT),
+    (
+        "demo_failed",
+        FAILED,
+        "pass --keep DIR and read the logs in it",
+    ),
+    (
+        "demo_slow",
+        FAILED,
+        "try again when the machine has less to do",
+    ),
+    ("demo_too_fast", FAILED, "try again"),
+];
+
+/// The end of a task, of a wait, and of a check.
+const ENDS: &[Row] = &[
+    ("no_provider", NO_PROVIDER, WHY),
+    ("deadline_passed", LATE, WHY),
+    ("failed", FAILED, WHY),
+    ("detached", DETACHED, "`legion wait ID` takes it up again"),
+    ("interrupted", DETACHED, "run the command again"),
+    ("proof_missing", FAULTY, "`legion task ID` shows its state"),
+    (
+        "proof_malformed",
+        FAULTY,
+        "pass what `legion proof export ID --json` printed",
+    ),
+    (
+        "entries_malformed",
+        FAULTY,
+        "pass what `legion proof export ID --json` printed",
+    ),
+    (
+        "output_invalid",
+        FAULTY,
+        "pass what `legion proof export ID --json` printed",
+    ),
+    ("proof_signature", FAILED, FORGED),
+    ("output_mismatch", FAILED, FORGED),
+    ("units_mismatch", FAILED, FORGED),
+    ("root_mismatch", FAILED, FORGED),
+    ("entry_signature", FAILED, FORGED),
+];
+
+fn rows() -> impl Iterator<Item = &'static Row> {
+    [INPUT, FILES, RUNNING, ENDS].into_iter().flatten()
+}
+
+/// Every code with a row, with its exit code and the next step.
+pub fn known() -> impl Iterator<Item = (&'static str, u8, &'static str)> {
+    rows().copied()
+}
+
+/// The exit code of a command that ends with `code`: [`FAILED`] for one without a row.
+#[must_use]
+pub fn exit_of(code: &str) -> u8 {
+    rows()
+        .find(|(known, ..)| *known == code)
+        .map_or(FAILED, |(_, exit, _)| *exit)
+}
+
+/// The next step after `code`. Never empty.
+#[must_use]
+pub fn hint_of(code: &str) -> &'static str {
+    rows()
+        .find(|(known, ..)| *known == code)
+        .map_or("`legion logs` may say more", |(.., hint)| hint)
+}
+
+/// The exit code of a task that ended without a result, by the code of its end.
+#[must_use]
+pub fn exit_of_end(code: &str) -> u8 {
+    match exit_of(code) {
+        exit @ (NO_PROVIDER | LATE) => exit,
+        _ => FAILED,
+    }
+}
+
+/// An error's text as message and next step. The rooms below end their texts with the step, after the last `; `; a text
+/// without one gets the step of its code.
+#[must_use]
+pub fn told<'a>(code: &str, text: &'a str) -> (&'a str, &'a str) {
+    match text.rsplit_once("; ") {
+        Some((message, hint)) if !message.is_empty() && !hint.is_empty() => (message, hint),
+        _ => (text, hint_of(code)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Every code has one row, one of the promised exit codes, and a next step.
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_row_has_an_exit_code_of_the_contract_and_a_next_step() {
+        let mut seen = BTreeSet::new();
+        for (code, exit, hint) in known() {
+            assert!(seen.insert(code), "{code} has two rows");
+            assert!([1, 2, 3, 4, 5, 130].contains(&exit), "{code}");
+            assert!(hint.len() > 5, "{code} has no next step");
+            assert_eq!((exit_of(code), hint_of(code)), (exit, hint));
+        }
+        assert_eq!(
+            (exit_of("never_heard"), hint_of("never_heard").is_empty()),
+            (1, false)
+        );
+    }
+
+    #[test]
+    fn a_task_s_end_is_3_or_4_or_1() {
+        let ends = [
+            "no_provider",
+            "deadline_passed",
+            "input_invalid",
+            "permission_denied",
+        ];
+        assert_eq!(ends.map(exit_of_end), [3, 4, 1, 1]);
+    }
+
+    #[test]
+    fn a_text_is_parted_at_its_last_step() {
+        assert_eq!(
+            told("io", "a; b is open; close it"),
+            ("a; b is open", "close it")
+        );
+        assert_eq!(
+            told("key_missing", "nothing there"),
+            ("nothing there", "create one with `legion init`")
+        );
+    }
+}

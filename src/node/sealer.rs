@@ -1,0 +1,164 @@
+//! Sealing: a parcel of messages is signed, closed and wrapped for its recipient. Elliptic curves only, on any thread; it must
+//! not know relays, nor whether what it closes is durable yet.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use nostr::{EventId, Keys, PublicKey};
+use serde_json::Value;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use super::rows::Parcel;
+use super::{clock, crash};
+use crate::carrier::Outgoing;
+use crate::domain::step::{Addressee, Send};
+use crate::identity::Identity;
+use crate::identity::conversation::Conversations;
+use crate::identity::pool::{PoolSecret, utc_day};
+use crate::wire::envelope::{Delivery, Draft, Envelope};
+use crate::wire::message::{Body, Message, News};
+
+/// Parcels sealed in one go on a thread.
+const SEAL_BATCH: usize = 16;
+
+/// Everything that sealing needs.
+pub struct Sealer {
+    /// Our keys.
+    pub identity: Arc<Identity>,
+    /// NIP-44 keys by pair.
+    pub conversations: Arc<Conversations>,
+    /// Secrets of the pools joined.
+    pub pools: BTreeMap<String, PoolSecret>,
+    /// NIP-13 work for wraps to pools, bits.
+    pub pool_pow_bits: u8,
+}
+
+/// A parcel, ready for any relay.
+#[derive(Debug)]
+pub struct Sealed {
+    /// Id of the rumor within: what its acknowledgement will name.
+    pub rumor: EventId,
+    /// Whose inbox it goes to.
+    pub recipient: PublicKey,
+    /// The wrap.
+    pub event: Outgoing,
+}
+
+/// The answer to [`Sealer::begin`].
+pub type Early = oneshot::Receiver<Result<Sealed, String>>;
+
+impl Sealer {
+    /// Starts to seal on other threads, one answer per parcel in their order. Nothing is sent: who asked decides that once the
+    /// parcels are durable, and drops the answers if they never are.
+    pub fn begin(self: &Arc<Self>, runtime: &Handle, parcels: &[Parcel]) -> Vec<Early> {
+        let mut answers = Vec::with_capacity(parcels.len());
+        for chunk in parcels.chunks(SEAL_BATCH) {
+            let (sealer, mut jobs) = (self.clone(), Vec::with_capacity(chunk.len()));
+            for parcel in chunk {
+                let (sealed, answer) = oneshot::channel();
+                jobs.push((parcel.clone(), sealed));
+                answers.push(answer);
+            }
+            runtime.spawn_blocking(move || {
+                for (parcel, sealed) in jobs {
+                    let _ = sealed.send(sealer.close(&parcel));
+                }
+            });
+        }
+        answers
+    }
+
+    /// Seals a parcel now: some 0.3 ms of elliptic curves. Sealing it again gives another wrap of the same rumor.
+    ///
+    /// # Errors
+    /// Why this parcel can never be sealed.
+    pub fn close(&self, parcel: &Parcel) -> Result<Sealed, String> {
+        let first = parcel.sends.first().ok_or("an empty parcel")?;
+        let now_s = clock::now_ms() / 1000;
+        let (recipient, pow) = self.recipient(&first.to, now_s)?;
+        let audience = match &first.to {
+            Addressee::Pool(name) => format!("pool:{name}"),
+            Addressee::Peer(_) | Addressee::Reply(_) => recipient.to_hex(),
+        };
+        let mut objects = Vec::with_capacity(parcel.sends.len());
+        for send in &parcel.sends {
+            let message = Message {
+                to: audience.clone(),
+                body: self.finished(send)?,
+            };
+            objects.push(message.to_value().map_err(|e| e.to_string())?);
+        }
+        let content = match objects.as_slice() {
+            [one] => one.to_string(),
+            _ => Value::Array(objects).to_string(),
+        };
+        let expires_ms = parcel.sends.iter().map(|s| s.expires_ms).max().unwrap_or(0);
+        let life_s = (expires_ms / 1000)
+            .saturating_sub(parcel.created_s)
+            .clamp(60, 29 * 86_400);
+        let draft = Draft {
+            author: self.identity.nostr().public_key(),
+            recipient,
+            content,
+            reply_to: None,
+            created_at_s: parcel.created_s,
+            expires_at_s: Some(parcel.created_s + life_s),
+        };
+        let kind = if first.ephemeral {
+            Delivery::Ephemeral
+        } else {
+            Delivery::Stored
+        };
+        let envelope = Envelope::new(draft, kind, pow).map_err(|e| e.to_string())?;
+        let event = envelope
+            .close(&self.conversations, self.identity.nostr(), now_s)
+            .map_err(|e| e.to_string())?;
+        crash::point("sealed", &[]);
+        Ok(Sealed {
+            rumor: envelope.rumor_id(),
+            recipient,
+            event: Outgoing::from_event(&event),
+        })
+    }
+
+    fn recipient(&self, to: &Addressee, now_s: u64) -> Result<(PublicKey, u8), String> {
+        match to {
+            Addressee::Peer(key) | Addressee::Reply(key) => {
+                Ok((PublicKey::from_hex(key).map_err(|e| e.to_string())?, 0))
+            }
+            Addressee::Pool(name) => {
+                let secret = self.pools.get(name).ok_or("not a member of the pool")?;
+                let keys: Keys = secret.day_keys(utc_day(now_s)).map_err(|e| e.to_string())?;
+                Ok((keys.public_key(), self.pool_pow_bits))
+            }
+        }
+    }
+
+    /// Signs what the step left unsigned. Ed25519 is deterministic: sealing twice signs alike.
+    fn finished(&self, send: &Send) -> Result<Body, String> {
+        let mut body = send.body.clone();
+        if let Some(entry) = body.entry_mut() {
+            let bytes = entry.signing_bytes().map_err(|e| e.to_string())?;
+            entry.sig = hex::encode(self.identity.sign_proof(&bytes));
+        }
+        match &mut body {
+            Body::Update(update) => {
+                if let News::Completed(result) = &mut update.news {
+                    let bytes = result.proof.signing_bytes().map_err(|e| e.to_string())?;
+                    result.proof.sig = hex::encode(self.identity.sign_proof(&bytes));
+                }
+            }
+            Body::Offer(offer) => {
+                offer.reply = self
+                    .identity
+                    .reply_key(&offer.task)
+                    .map_err(|e| e.to_string())?
+                    .public_key()
+                    .to_hex();
+            }
+            _ => {}
+        }
+        Ok(body)
+    }
+}
