@@ -71,7 +71,10 @@ impl Relay {
     }
 
     /// Process id.
-    #[allow(dead_code, reason = "the bench looks at the relay's share of the machine")]
+    #[allow(
+        dead_code,
+        reason = "the bench looks at the relay's share of the machine"
+    )]
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
