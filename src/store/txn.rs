@@ -5,7 +5,7 @@
 use std::cell::OnceCell;
 use std::fmt;
 
-use redb::{ReadableTable as _, ReadableTableMetadata as _};
+use redb::ReadableTableMetadata as _;
 use serde::Serialize;
 
 use super::error::{self, StoreError};
