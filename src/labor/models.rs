@@ -59,6 +59,17 @@ pub struct Model {
     pub copied: bool,
 }
 
+impl Model {
+    /// Whether its files are all there, with their sizes.
+    pub fn is_present(&self) -> bool {
+        let sized = |file: &ModelFile| {
+            fs::metadata(self.dir.join(&file.name))
+                .is_ok_and(|meta| meta.is_file() && meta.len() == file.bytes)
+        };
+        !self.files.is_empty() && self.files.iter().all(sized)
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Register {
@@ -104,15 +115,8 @@ impl Models {
     /// The models whose files are all there with their sizes: what this machine can offer. Their content is hashed again when
     /// they are loaded. A register that cannot be read offers nothing.
     pub fn present(&self) -> Vec<Model> {
-        let there = |model: &Model| {
-            let sized = |file: &ModelFile| {
-                fs::metadata(model.dir.join(&file.name))
-                    .is_ok_and(|meta| meta.is_file() && meta.len() == file.bytes)
-            };
-            !model.files.is_empty() && model.files.iter().all(sized)
-        };
         let mut models = self.list().unwrap_or_default();
-        models.retain(there);
+        models.retain(Model::is_present);
         models
     }
 
@@ -222,12 +226,13 @@ impl Models {
     /// The register is the old one or the new one, whatever happens in between.
     fn write(&self, models: Vec<Model>) -> Result<(), LaborError> {
         let path = self.register();
-        let text = serde_json::to_vec_pretty(&Register { version: 1, models }).map_err(|error| {
-            LaborError::ModelRegister {
-                path: path.clone(),
-                reason: error.to_string(),
-            }
-        })?;
+        let text =
+            serde_json::to_vec_pretty(&Register { version: 1, models }).map_err(|error| {
+                LaborError::ModelRegister {
+                    path: path.clone(),
+                    reason: error.to_string(),
+                }
+            })?;
         let next = self.root.join("register.json.new");
         let write = || {
             let mut file = OpenOptions::new()

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use super::LaborError;
 use super::checkpoint::{self, JobKey};
 use super::frames::{self, Bytes, PROTOCOL_VERSION, ToNode, ToWorker, Units, WorkerSkill};
-use super::skills::cores::{CorePools, numeric_profile};
 use super::models::Models;
+use super::skills::cores::{CorePools, numeric_profile};
 use super::skills::embedding::Shelf;
 use super::skills::{self, Skill, SkillError, UnitRunner};
 
@@ -273,11 +273,7 @@ impl<W: Write> Worker<W> {
         }
         Ok(Job {
             id,
-            runner: skill.runner(
-                &plan.canonical_input,
-                self.pools.take(threads),
-                &self.shelf,
-            )?,
+            runner: skill.runner(&plan.canonical_input, self.pools.take(threads), &self.shelf)?,
             key: JobKey::new(
                 skill.id(),
                 skill.info().implementation,

@@ -30,7 +30,9 @@ pub(super) fn profile() -> String {
 pub(super) fn units_of(input: &Value) -> Vec<Vec<u8>> {
     let skill = find("simulation").unwrap();
     let units = skill.plan(input).unwrap().units;
-    let mut runner = skill.runner(input, CorePools::new(1).take(1), &Shelf::empty()).unwrap();
+    let mut runner = skill
+        .runner(input, CorePools::new(1).take(1), &Shelf::empty())
+        .unwrap();
     (0..units).map(|unit| runner.run(unit).unwrap()).collect()
 }
 

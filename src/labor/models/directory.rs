@@ -128,20 +128,23 @@ impl Description {
     pub(crate) fn read(dir: &Path) -> Result<Self, LaborError> {
         let config: BertConfig = required(dir, CONFIG)?;
         let (activation, kind) = check_config(dir, &config)?;
-        let mut files = vec![
-            CONFIG.to_owned(),
-            TOKENIZER.to_owned(),
-            WEIGHTS.to_owned(),
-        ];
+        let mut files = vec![CONFIG.to_owned(), TOKENIZER.to_owned(), WEIGHTS.to_owned()];
         let sentence: Option<SentenceConfig> = optional(dir, SENTENCE)?;
         let (mut lower_case, mut max_tokens) = (false, config.max_position_embeddings);
         if let Some(sentence) = sentence {
             lower_case = sentence.do_lower_case;
-            max_tokens = sentence.max_seq_length.unwrap_or(max_tokens).min(max_tokens);
+            max_tokens = sentence
+                .max_seq_length
+                .unwrap_or(max_tokens)
+                .min(max_tokens);
             files.push(SENTENCE.to_owned());
         }
         if max_tokens < 3 {
-            return Err(invalid(dir, SENTENCE, "`max_seq_length` must be at least 3"));
+            return Err(invalid(
+                dir,
+                SENTENCE,
+                "`max_seq_length` must be at least 3",
+            ));
         }
         let mut description = Self {
             kind,
@@ -248,7 +251,10 @@ impl Description {
             ("token_type", self.token_types),
         ];
         for (table, rows) in tables {
-            put(format!("embeddings.{table}_embeddings.weight"), &[rows, hidden]);
+            put(
+                format!("embeddings.{table}_embeddings.weight"),
+                &[rows, hidden],
+            );
         }
         let mut norms = vec!["embeddings.LayerNorm".to_owned()];
         for layer in 0..self.layers {
@@ -297,7 +303,9 @@ fn check_config(dir: &Path, config: &BertConfig) -> Result<(Activation, String),
     let sane = within(config.hidden_size, MAX_DIM)
         && within(config.num_hidden_layers, 64)
         && within(config.num_attention_heads, 64)
-        && config.hidden_size.is_multiple_of(config.num_attention_heads.max(1))
+        && config
+            .hidden_size
+            .is_multiple_of(config.num_attention_heads.max(1))
         && within(config.intermediate_size, 16 * MAX_DIM)
         && within(config.vocab_size, 1 << 20)
         && within(config.max_position_embeddings, 8192)

@@ -38,13 +38,18 @@ impl Weights {
             reason,
         };
         let mut file = File::open(path).map_err(|error| bad(error.to_string()))?;
-        let length = file.metadata().map_err(|error| bad(error.to_string()))?.len();
+        let length = file
+            .metadata()
+            .map_err(|error| bad(error.to_string()))?
+            .len();
         let mut size = [0; 8];
         file.read_exact(&mut size)
             .map_err(|error| bad(error.to_string()))?;
         let header_bytes = u64::from_le_bytes(size);
         if header_bytes > MAX_HEADER_BYTES {
-            return Err(bad(format!("a header of {header_bytes} bytes is too large")));
+            return Err(bad(format!(
+                "a header of {header_bytes} bytes is too large"
+            )));
         }
         let mut header = Vec::new();
         (&mut file)
@@ -55,7 +60,9 @@ impl Weights {
             serde_json::from_slice(&header).map_err(|error| bad(error.to_string()))?;
         let data_at = 8 + header_bytes;
         if data_at.checked_add(header.data_len() as u64) != Some(length) {
-            return Err(bad("it is cut off, or longer than its header says".to_owned()));
+            return Err(bad(
+                "it is cut off, or longer than its header says".to_owned()
+            ));
         }
         let known = |prefix: &&str| {
             let name = format!("{prefix}embeddings.word_embeddings.weight");
@@ -116,7 +123,9 @@ impl Weights {
                 .map_err(|error| self.bad(error.to_string()))?;
             at += chunk.len();
             match info.dtype {
-                Dtype::F32 => numbers.extend(chunk.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
+                Dtype::F32 => {
+                    numbers.extend(chunk.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)))
+                }
                 Dtype::BF16 => numbers.extend(chunk.as_chunks().0.iter().map(|b| bf16(*b))),
                 _ => numbers.extend(chunk.as_chunks().0.iter().map(|b| f16(*b))),
             }
@@ -203,8 +212,20 @@ mod tests {
         assert_eq!(words.unwrap(), [1.5, -2.0]);
         assert_eq!(weights.read("half", &[1]).unwrap(), [1.0]);
         assert_eq!(weights.read("brain", &[1]).unwrap(), [1.0]);
-        assert!(weights.check("half", &[2]).unwrap_err().to_string().contains("shape"));
-        assert!(weights.check("other", &[1]).unwrap_err().to_string().contains("missing"));
+        assert!(
+            weights
+                .check("half", &[2])
+                .unwrap_err()
+                .to_string()
+                .contains("shape")
+        );
+        assert!(
+            weights
+                .check("other", &[1])
+                .unwrap_err()
+                .to_string()
+                .contains("missing")
+        );
     }
 
     /// The promise: a file that lies about itself is refused by code, and nothing is allocated for the lie.
@@ -229,6 +250,9 @@ mod tests {
         assert!(refused.unwrap_err().to_string().contains("finite"));
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), u64::MAX.to_le_bytes()).unwrap();
-        assert_eq!(Weights::open(file.path()).err().unwrap().code(), "model_invalid");
+        assert_eq!(
+            Weights::open(file.path()).err().unwrap().code(),
+            "model_invalid"
+        );
     }
 }

@@ -168,7 +168,11 @@ impl Encoder {
 
     /// The last layer's rows, one per token, text after text.
     fn forward(&self, texts: &[&[u32]]) -> Tensor<2> {
-        let ids = self.indices(texts.iter().flat_map(|text| text.iter().map(|id| *id as i32)));
+        let ids = self.indices(
+            texts
+                .iter()
+                .flat_map(|text| text.iter().map(|id| *id as i32)),
+        );
         let places = self.indices(texts.iter().flat_map(|text| 0..text.len() as i32));
         let embedded = self.words.clone().select(0, ids) + self.positions.clone().select(0, places);
         let groups = groups(texts);
@@ -273,7 +277,11 @@ fn pool(rows: &[f32], hidden: usize, pooling: Pooling) -> Vec<f64> {
 
 /// As the reference library: a vector shorter than 1e-12 stays as it is, nearly.
 fn to_length_one(vector: &mut [f64]) {
-    let length = vector.iter().map(|number| number * number).sum::<f64>().sqrt();
+    let length = vector
+        .iter()
+        .map(|number| number * number)
+        .sum::<f64>()
+        .sqrt();
     let length = length.max(1e-12);
     vector.iter_mut().for_each(|number| *number /= length);
 }

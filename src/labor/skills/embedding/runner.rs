@@ -71,7 +71,9 @@ impl Runner {
             let message = format!("unit {unit} of a job of {units} units");
             return Err(SkillError::units(message));
         }
-        let texts = places.iter().filter_map(|place| self.job.input.texts.get(*place));
+        let texts = places
+            .iter()
+            .filter_map(|place| self.job.input.texts.get(*place));
         let texts = texts.map(|text| self.tokenize(text));
         Ok(Tokens {
             unit,
@@ -96,7 +98,9 @@ impl Runner {
         let ids = encoded.get_ids();
         let vocabulary = self.model.description.vocabulary as u32;
         if ids.is_empty() || ids.iter().any(|id| *id >= vocabulary) {
-            return Err(failed("the tokenizer gave no tokens of the model".to_owned()));
+            return Err(failed(
+                "the tokenizer gave no tokens of the model".to_owned(),
+            ));
         }
         Ok(ids.to_vec())
     }

@@ -54,7 +54,11 @@ impl Header {
         let mut bytes = vec![VERSION, u8::from(self.normalized), 0, 0];
         bytes.extend(self.dim.to_le_bytes());
         bytes.extend(self.model);
-        bytes.extend(rows.iter().flatten().flat_map(|number| number.to_le_bytes()));
+        bytes.extend(
+            rows.iter()
+                .flatten()
+                .flat_map(|number| number.to_le_bytes()),
+        );
         bytes.resize(HEADER_BYTES + slots * self.row_bytes(), 0);
         bytes
     }
@@ -79,7 +83,8 @@ pub fn rows<'a>(
     }
     let sane = |row: &[u8]| {
         let squares: f64 = numbers(row).map(|number| number * number).sum();
-        squares.is_finite() && (!header.normalized || (squares.sqrt() - 1.0).abs() <= LENGTH_TOLERANCE)
+        squares.is_finite()
+            && (!header.normalized || (squares.sqrt() - 1.0).abs() <= LENGTH_TOLERANCE)
     };
     vectors
         .chunks_exact(row_bytes)
@@ -118,5 +123,7 @@ fn close(a: &[u8], b: &[u8]) -> bool {
 
 fn numbers(row: &[u8]) -> impl Iterator<Item = f64> {
     let (words, _) = row.as_chunks::<4>();
-    words.iter().map(|word| f64::from(f32::from_le_bytes(*word)))
+    words
+        .iter()
+        .map(|word| f64::from(f32::from_le_bytes(*word)))
 }
