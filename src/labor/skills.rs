@@ -134,7 +134,7 @@ pub trait UnitRunner {
     /// [`Skill::compare`] finds them equal.
     fn run(&mut self, unit: u32) -> Result<Vec<u8>, SkillError>;
     /// Which units will be asked for next, in order: a runner that is faster with many at once may work ahead.
-    fn expect(&mut self, units: &[u32]) {
+    fn announce(&mut self, units: &[u32]) {
         let _ = units;
     }
 }

@@ -238,7 +238,7 @@ impl<W: Write> Worker<W> {
             job.resumed_from = job.units_done();
         }
         job.runner
-            .expect(job.order.get(job.done.len()..).unwrap_or_default());
+            .announce(job.order.get(job.done.len()..).unwrap_or_default());
         if job.done.len() == job.order.len() {
             return self.finish(job);
         }

@@ -85,7 +85,7 @@ fn units(
     let order: Vec<u32> = (0..skill.plan(input)?.units).collect();
     let mut runner = skill.runner(input, CorePools::new(threads).take(0), shelf)?;
     if ahead {
-        runner.expect(&order);
+        runner.announce(&order);
     }
     order.iter().map(|unit| runner.run(*unit)).collect()
 }

@@ -184,7 +184,7 @@ impl UnitRunner for Runner {
         self.ready.remove(&unit).ok_or_else(lost)
     }
 
-    fn expect(&mut self, units: &[u32]) {
+    fn announce(&mut self, units: &[u32]) {
         self.expected = units.iter().copied().collect();
     }
 }
