@@ -15,6 +15,8 @@
 #[cfg(feature = "labor")]
 mod encoder;
 #[cfg(feature = "labor")]
+mod gelu;
+#[cfg(feature = "labor")]
 mod runner;
 #[cfg(feature = "labor")]
 mod shelf;

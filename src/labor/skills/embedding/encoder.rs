@@ -4,17 +4,18 @@
 
 use std::path::Path;
 
-use burn::tensor::activation::{gelu, gelu_approximate, relu};
+use burn::tensor::activation::{gelu_approximate, relu};
 use burn::tensor::module::{attention, layer_norm, linear};
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
+use super::gelu::gelu_of;
 use crate::labor::LaborError;
 use crate::labor::models::directory::{Activation, Description, Pooling};
 use crate::labor::models::weights::Weights;
 
 struct Linear {
-    /// `[in, out]`, a view of the file's `[out, in]`.
+    /// `[in, out]`; the file has `[out, in]`.
     weight: Tensor<2>,
     bias: Tensor<1>,
 }
@@ -85,13 +86,19 @@ impl Loader<'_> {
 
     /// The named parts, one below the other in the file's layout.
     fn linear(&self, names: &[String], out: usize, from: usize) -> Result<Linear, LaborError> {
-        let (mut weight, mut bias) = (Vec::new(), Vec::new());
-        for name in names {
-            weight.extend(self.weights.read(&format!("{name}.weight"), &[out, from])?);
+        let all = out * names.len();
+        let (mut weight, mut bias) = (vec![0.0; from * all], Vec::new());
+        for (part, name) in names.iter().enumerate() {
+            let rows = self.weights.read(&format!("{name}.weight"), &[out, from])?;
+            // Turned once here instead of in every product.
+            for (column, row) in rows.chunks_exact(from).enumerate() {
+                let places = weight.iter_mut().skip(part * out + column).step_by(all);
+                places.zip(row).for_each(|(to, number)| *to = *number);
+            }
             bias.extend(self.weights.read(&format!("{name}.bias"), &[out])?);
         }
         Ok(Linear {
-            weight: self.two(weight, [out * names.len(), from]).transpose(),
+            weight: self.two(weight, [from, all]),
             bias: self.one(bias),
         })
     }
@@ -150,7 +157,7 @@ impl Encoder {
         pooling: Pooling,
         normalize: bool,
     ) -> Option<Vec<Vec<f32>>> {
-        let rows = self.forward(texts).into_data();
+        let rows = self.forward(texts)?.into_data();
         let rows = rows.as_slice::<f32>().ok()?;
         let mut at = 0;
         let mut vectors = Vec::with_capacity(texts.len());
@@ -166,8 +173,8 @@ impl Encoder {
         Some(vectors)
     }
 
-    /// The last layer's rows, one per token, text after text.
-    fn forward(&self, texts: &[&[u32]]) -> Tensor<2> {
+    /// The last layer's rows, one per token, text after text; `None` as [`Self::embed`].
+    fn forward(&self, texts: &[&[u32]]) -> Option<Tensor<2>> {
         let ids = self.indices(
             texts
                 .iter()
@@ -184,13 +191,13 @@ impl Encoder {
             let attended = layer.attended_norm.of(seen + rows);
             let wide = layer.widen.of(attended.clone());
             let wide = match self.activation {
-                Activation::Gelu => gelu(wide),
+                Activation::Gelu => gelu_of(wide)?,
                 Activation::GeluTanh => gelu_approximate(wide),
                 Activation::Relu => relu(wide),
             };
             rows = layer.norm.of(layer.narrow.of(wide) + attended);
         }
-        rows
+        Some(rows)
     }
 
     fn indices(&self, numbers: impl Iterator<Item = i32>) -> Tensor<1, Int> {
