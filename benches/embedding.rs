@@ -6,8 +6,7 @@
 //!
 //! `DIR` has the model in a folder `all-MiniLM-L6-v2`; the Python needs numpy, and runs `benches/embedding_numpy.py`, written as
 //! one would: f32, sorted by length, batches of 32. Without `LEGION_BENCH_PYTHON` only this program is measured. Both use all
-//! cores and take the best of three runs; a short warm-up is not counted. Prints the table that README shows, and how far the
-//! two programs' vectors are apart.
+//! cores and take the best of three runs; a short warm-up is not counted. Also prints how far the two programs' vectors are apart.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::path::{Path, PathBuf};

@@ -617,6 +617,50 @@ fn models_on_the_command_line() {
     );
 }
 
+/// The promise: delegated over a relay, a sample is checked where the asker has the same model, the form where it has not, the
+/// proof names the model, and an executor without the wanted model says so before it accepts.
+#[cfg(feature = "relay")]
+#[test]
+fn a_delegated_embedding_names_its_model_and_its_assurance() {
+    use crate::support::world::Pair;
+
+    let tiny = tiny();
+    let add = ["models", "add", tiny.to_str().unwrap()];
+    let pair = Pair::start(|_, worker| {
+        worker.ok(&add);
+    });
+    let expected = expected();
+    let input = tempfile::NamedTempFile::new().unwrap();
+    let texts = texts(&expected);
+    let job = json!({"model": "tiny", "texts": texts, "dim": 32});
+    fs::write(input.path(), job.to_string()).unwrap();
+    let file = input.path().to_str().unwrap();
+    let ask = ["ask", SKILL, "--input", file, "--peer", &pair.worker.npub];
+    let done = pair.asker.ok(&ask);
+    assert_eq!(done["verified"]["assurance"], "schema", "{done}");
+    let want: Vec<Vec<f32>> = expected
+        .iter()
+        .map(|e| floats(&e["mean_normalized"]))
+        .collect();
+    assert_close(&vectors(&done["result"]), &want, 1e-6);
+    // Now the asker has it too, under a name of its own.
+    let added = pair.asker.ok(&[&add[..], &["--name", "mine"]].concat());
+    let hash = &added["models"][0]["hash"];
+    let done = pair.asker.ok(&ask);
+    assert_eq!(done["verified"]["assurance"], "sampled", "{done}");
+    assert_eq!(done["verified"]["quality"], 1.0);
+    assert_eq!(&done["result"]["model_hash"], hash);
+    let task = done["task"]["id"].as_str().unwrap();
+    let proof = pair.asker.ok(&["proof", "export", task]);
+    assert_eq!(&proof["proof"]["model"], hash);
+    pair.settle();
+    let other = json!({"model": "absent", "texts": ["a"], "dim": 32});
+    fs::write(input.path(), other.to_string()).unwrap();
+    let refused = pair.asker.fails(1, &ask);
+    assert!(refused.to_string().contains("model_missing"), "{refused}");
+    assert!(pair.worker.journaled("accept").len() <= 2);
+}
+
 /// The promise: the real all-MiniLM-L6-v2 gives the published vectors.
 #[test]
 fn minilm_gives_its_published_vectors() {

@@ -44,7 +44,7 @@ fn activate_each(numbers: &mut [f32]) {
 #[inline(always)]
 fn erf(x: f32) -> f32 {
     // From here on it is 1, in f32.
-    let x = x.clamp(-3.832_506_9, 3.832_506_9);
+    let x = x.clamp(-3.832_507, 3.832_507);
     let q = x * x;
     let over = 2.290_506_6e-4;
     let over = over * q + 3.408_291e-3;
