@@ -31,6 +31,8 @@ pub(crate) fn offered(models: &Path) -> Vec<Value> {
 }
 
 /// What `legion models` does to the register in a folder.
+// A build without labor reads no order: it refuses them all.
+#[cfg_attr(not(feature = "labor"), allow(dead_code))]
 #[derive(Debug)]
 pub(crate) enum ModelsOrder {
     /// Check, hash and register a directory.

@@ -9,6 +9,7 @@ use std::path::{Component, Path};
 
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use tokenizers::PostProcessor as _;
 
 use super::ModelFile;
 use super::weights::Weights;
@@ -229,6 +230,15 @@ impl Description {
         let mut tokenizer =
             tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| bad(error.to_string()))?;
         tokenizer.with_padding(None);
+        let added = tokenizer
+            .get_post_processor()
+            .map_or(0, |processor| processor.added_tokens(false));
+        if added >= self.max_tokens {
+            return Err(bad(format!(
+                "it adds {added} tokens to every text, and the model reads {}",
+                self.max_tokens
+            )));
+        }
         tokenizer
             .with_truncation(Some(tokenizers::TruncationParams {
                 max_length: self.max_tokens,

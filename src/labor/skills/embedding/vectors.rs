@@ -98,16 +98,14 @@ pub fn agree(a: &[u8], b: &[u8]) -> bool {
         return false;
     };
     let row_bytes = header.row_bytes();
-    if header != other || a.len() != b.len() || !(a.len() - HEADER_BYTES).is_multiple_of(row_bytes)
-    {
+    let (Some(of_a), Some(of_b)) = (a.get(HEADER_BYTES..), b.get(HEADER_BYTES..)) else {
         return false;
-    }
-    let body = |unit: &'_ [u8]| unit.get(HEADER_BYTES..).unwrap_or_default().to_vec();
-    let (a, b) = (body(a), body(b));
-    !a.is_empty()
-        && a.chunks_exact(row_bytes)
-            .zip(b.chunks_exact(row_bytes))
-            .all(|(a, b)| close(a, b))
+    };
+    let whole = !of_a.is_empty() && of_a.len().is_multiple_of(row_bytes);
+    let rows = of_a
+        .chunks_exact(row_bytes)
+        .zip(of_b.chunks_exact(row_bytes));
+    header == other && of_a.len() == of_b.len() && whole && rows.clone().all(|(a, b)| close(a, b))
 }
 
 fn close(a: &[u8], b: &[u8]) -> bool {
