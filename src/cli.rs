@@ -146,7 +146,7 @@ impl Context {
     /// Prints the answer of a command that runs on after it.
     pub(crate) fn answer(&self, reply: &Reply) {
         self.answered.set(true);
-        output::print(reply, self.json);
+        let _ = output::print(reply, self.json);
     }
 }
 
@@ -179,8 +179,11 @@ fn run(cli: Cli) -> Exit {
     };
     match dispatch(&context, cli.command) {
         Ok(reply) => {
-            output::print(&reply, context.json);
-            reply.exit
+            if output::print(&reply, context.json) {
+                reply.exit
+            } else {
+                Exit::FAILED
+            }
         }
         Err(error) => {
             output::print_error(&error, context.json && !context.answered.get());

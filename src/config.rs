@@ -60,7 +60,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            relays: vec!["relays/public.toml".to_owned()],
+            relays: vec![relays::PUBLIC.to_owned()],
             pools: vec!["legion".to_owned()],
             owner: Owner::default(),
             limits: Limits::default(),

@@ -34,6 +34,9 @@ pub fn npub(hex: &str) -> String {
 /// `npub_invalid`.
 pub fn parse_npub(text: &str) -> Result<String, IdentityError> {
     nostr::PublicKey::parse(text)
+        .ok()
+        // Not every 32 bytes are a point of the curve.
+        .filter(|key| key.xonly().is_ok())
         .map(|key| key.to_hex())
-        .map_err(|_| IdentityError::NpubInvalid(text.chars().take(80).collect()))
+        .ok_or_else(|| IdentityError::NpubInvalid(text.chars().take(80).collect()))
 }

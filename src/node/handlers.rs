@@ -146,6 +146,10 @@ impl ControlHandler for Handlers {
                     let message = "this is the node's own npub";
                     return Err(ControlError::new("peer_is_self", message));
                 }
+                if params.limit_mc.is_some() && params.tier != Tier::Trusted {
+                    let message = "only a trusted peer has a limit of its own";
+                    return Err(ControlError::new("limit_unused", message));
+                }
                 if params.limit_mc.is_some_and(|limit| limit > AMOUNT_MAX_MC) {
                     let message = format!("a credit limit is at most {AMOUNT_MAX_MC} mc");
                     return Err(ControlError::new("amount_range", message));
@@ -177,8 +181,13 @@ impl ControlHandler for Handlers {
                     .await
             }
             "owner/resume" => {
-                self.command(Input::Resume).await?;
-                Ok(json!({"paused": null}))
+                // All of the machine that the settings allow, too.
+                let settings = usual_cores(&self.config);
+                let fewer = self.cores.send_replace(settings) != settings;
+                match self.command(Input::Resume).await {
+                    Err(error) if !(fewer && error.code == "not_paused") => Err(error),
+                    _ => Ok(json!({"paused": null})),
+                }
             }
             "owner/cores" => {
                 let all = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
@@ -500,6 +509,14 @@ fn finished(job: &Job, done: Value) -> Result<Value, ControlError> {
     // A peer's `input_invalid` ends a task; it is not this command's input that is refused.
     error.exit = codes::exit_of_end(&reason.code);
     Err(error.about(done.get("task").cloned().unwrap_or(Value::Null)))
+}
+
+/// Cores for foreign work as configured; all of the machine where nothing is.
+pub fn usual_cores(config: &Config) -> u32 {
+    match u32::try_from(config.labor.cores).unwrap_or(0) {
+        0 => std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
+        n => n,
+    }
 }
 
 fn parse<T: serde::de::DeserializeOwned>(params: Value) -> Result<T, ControlError> {

@@ -13,6 +13,7 @@ use crate::wire::entry::{Act, Entry};
 use crate::wire::message::Body;
 
 const OWNER: &[u8] = b"owner";
+const IDENTITY: &[u8] = b"identity";
 const READ_UNTIL: &[u8] = b"inbox_read_until_s";
 
 /// One envelope's worth of messages to one recipient: what an outbox row holds.
@@ -308,6 +309,15 @@ pub fn outbox_put(txn: &mut Txn<'_>, parcel: &Parcel) -> Result<u64, StoreError>
 /// Removes an outbox row.
 pub fn outbox_done(txn: &mut Txn<'_>, seq: u64) -> Result<(), StoreError> {
     txn.delete(Table::Outbox, &seq.to_be_bytes()).map(drop)
+}
+
+/// Whose store this is, an npub: whoever comes first.
+pub fn claim(store: &Store, npub: &str) -> Result<String, StoreError> {
+    if let Some(whose) = store.view()?.get::<String>(Table::Meta, IDENTITY)? {
+        return Ok(whose);
+    }
+    store.write(|txn| txn.put(Table::Meta, IDENTITY, &npub.to_owned()))?;
+    Ok(npub.to_owned())
 }
 
 /// Until when (Unix seconds) the inboxes were read durably.

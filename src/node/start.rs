@@ -71,6 +71,14 @@ pub enum NodeError {
     /// The binding.
     #[error(transparent)]
     Binding(#[from] BindingError),
+    /// The store belongs to another identity.
+    #[error(
+        "store.redb belongs to {npub} and the keys do not; put the key file and the store of one backup together"
+    )]
+    StoreForeign {
+        /// Whose it is.
+        npub: String,
+    },
     /// The operating system.
     #[error("the system refuses: {0}; check limits and the program's path")]
     System(#[from] std::io::Error),
@@ -86,6 +94,7 @@ impl NodeError {
             Self::Carrier(e) => e.code(),
             Self::Identity(e) => e.code(),
             Self::Binding(e) => e.code(),
+            Self::StoreForeign { .. } => "store_foreign",
             Self::System(_) => "system_refused",
         }
     }
@@ -118,6 +127,10 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         .map(|r| r.url.clone())
         .collect();
     let store = Arc::new(Store::open(home.store_file(), store_options())?);
+    let whose = rows::claim(&store, &identity.public().npub)?;
+    if whose != identity.public().npub {
+        return Err(NodeError::StoreForeign { npub: whose });
+    }
     let policy = policy(&config, &identity, &read, &home.models_dir())?;
     let server = ControlServer::bind(
         &lock,
@@ -217,10 +230,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         counters.clone(),
     ));
 
-    let cores = match u32::try_from(config.labor.cores).unwrap_or(0) {
-        0 => std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
-        n => n,
-    };
+    let cores = super::handlers::usual_cores(&config);
     let (cores_tx, cores_rx) = watch::channel(cores);
     let settings = LaborSettings {
         me: policy.me.clone(),

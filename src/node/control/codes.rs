@@ -39,6 +39,11 @@ type Row = (&'static str, u8, &'static str);
 /// Usage and input.
 const INPUT: &[Row] = &[
     ("usage", FAULTY, "try `legion --help`"),
+    (
+        "limit_unused",
+        FAULTY,
+        "leave --limit away, or pass --tier trusted",
+    ),
     ("params_invalid", FAULTY, "correct the request"),
     (
         "request_invalid",
@@ -111,7 +116,7 @@ const INPUT: &[Row] = &[
     (
         "deadline_range",
         FAULTY,
-        "pass --deadline with 1 second to 366 days",
+        "pass --deadline with at most 366 days, and at least 4 seconds through a pool, 3 for one peer",
     ),
     ("deadline_too_short", FAULTY, "pass a longer --deadline"),
     ("amount_range", FAULTY, "name a smaller amount"),
@@ -139,6 +144,11 @@ const INPUT: &[Row] = &[
 
 /// Homes, settings, keys and other files.
 const FILES: &[Row] = &[
+    (
+        "store_foreign",
+        FAULTY,
+        "put the key file and the store of one backup together",
+    ),
     ("model_invalid", FAULTY, MODELS),
     ("model_missing", FAULTY, MODELS),
     ("model_changed", FAULTY, MODELS),
