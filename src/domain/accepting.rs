@@ -116,12 +116,15 @@ impl Node {
                 "settlement must be due after the result and within 400 days",
             ));
         }
-        if promise
-            .is_some_and(|p| award.unit_price_mc != Some(p.unit_price_mc) || award.units != p.units)
-        {
+        let kept = |p: &Promise| {
+            award.unit_price_mc == Some(p.unit_price_mc)
+                && award.units == p.units
+                && award.skill == p.skill
+        };
+        if !promise.as_ref().is_none_or(kept) {
             return Err(Refused::new(
                 "award_terms",
-                "the award changes the units or the price of our bid",
+                "the award changes the skill, the units or the price of our bid",
             ));
         }
         let committed = crate::wire::market::commitment(&award.input, &award.salt)
@@ -305,7 +308,7 @@ impl Node {
     }
 
     /// How long an answer to somebody who is owed nothing is kept for delivery: a stranger cannot fill the outbox.
-    fn answer_ttl_ms(&self, from: &str) -> Ms {
+    pub(super) fn answer_ttl_ms(&self, from: &str) -> Ms {
         match self.peer(from).tier {
             Tier::Stranger => self.policy.message_ttl_ms.min(600_000),
             Tier::Own | Tier::Trusted => self.policy.message_ttl_ms,

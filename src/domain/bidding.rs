@@ -80,13 +80,13 @@ impl Node {
                 if refused.code == OWNER_PAUSED {
                     self.hold_offer(now, incoming, offer);
                 }
-                self.decline_offer(&incoming.from, offer, refused);
+                self.decline_offer(now, &incoming.from, offer, refused);
             }
         }
         Ok(())
     }
 
-    fn decline_offer(&mut self, requester: &str, offer: &Offer, refused: Refused) {
+    fn decline_offer(&mut self, now: Ms, requester: &str, offer: &Offer, refused: Refused) {
         let decline = Decline {
             task: offer.task.clone(),
             requester: requester.to_owned(),
@@ -97,12 +97,15 @@ impl Node {
             entry: None,
             binding: None,
         };
-        self.reply(offer, Body::Decline(Box::new(decline)));
+        // Nothing is written down of who is declined, so nothing else bounds how many answers wait.
+        let until = now.saturating_add(self.answer_ttl_ms(requester));
+        let body = Body::Decline(Box::new(decline));
+        self.reply(offer, body, offer.expires_ms.min(until));
     }
 
-    fn reply(&mut self, offer: &Offer, body: Body) {
+    fn reply(&mut self, offer: &Offer, body: Body, expires_ms: Ms) {
         let (to, relays) = (Addressee::Reply(offer.reply.clone()), offer.relays.clone());
-        self.send(to, body, false, relays, offer.expires_ms);
+        self.send(to, body, false, relays, expires_ms);
     }
 
     fn bid(&mut self, owner: &str, requester: &str, offer: &Offer, deal: &Deal) {
@@ -139,13 +142,14 @@ impl Node {
         self.mark(owner, until).bid = Some(Promise {
             unit_price_mc: deal.unit_price_mc,
             units: deal.units,
+            skill: offer.skill.clone(),
         });
         self.journal(
             "bid_made",
             Some(&offer.task),
             serde_json::json!({"to": requester, "total_mc": bid.total_mc}),
         );
-        self.reply(offer, Body::Bid(Box::new(bid)));
+        self.reply(offer, Body::Bid(Box::new(bid)), offer.expires_ms);
     }
 
     /// Whether this node bids on an offer. A bid is a promise, so everything is asked here that an award is asked later.

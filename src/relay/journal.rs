@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::RelayError;
 use super::hub::{SharedState, lock, ok_message};
-use super::memory::{Admission, Memory};
+use super::memory::{Admission, KIND_DELETION, Memory};
 use super::outbox::{Outbox, Outgoing};
 use super::record::{Bytes32, Record};
 
@@ -226,6 +226,10 @@ fn load(path: &Path, memory: &mut Memory, now_s: u64) -> io::Result<(usize, u64)
             .as_ref()
             .and_then(Record::new)
         {
+            // What it deleted lies before it in the file, and stays deleted when the deletion itself is forgotten.
+            Some(record) if record.kind == KIND_DELETION && record.is_expired(now_s) => {
+                memory.delete_named_by(&record);
+            }
             Some(record) => {
                 events += 1;
                 if memory.insert(&Arc::new(record), now_s) == Admission::Full {
