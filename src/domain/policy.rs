@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::peer::{Peer, Tier};
 use super::step::{Ms, Refused};
+use crate::config::SandboxLevel;
 use crate::wire::binding::Binding;
 
 /// What somebody may ask of this node. What is absent says nothing at this level.
@@ -26,6 +27,8 @@ pub struct Permission {
     pub concurrency: Option<u32>,
     /// New tasks a minute.
     pub rate_per_min: Option<u32>,
+    /// The worker's sandbox without which nothing is computed for them.
+    pub sandbox_at_least: Option<SandboxLevel>,
 }
 
 impl Permission {
@@ -45,6 +48,8 @@ impl Permission {
             unit_price_mc: least(self.unit_price_mc, other.unit_price_mc),
             concurrency: least(self.concurrency, other.concurrency),
             rate_per_min: least(self.rate_per_min, other.rate_per_min),
+            // The narrower is the higher one.
+            sandbox_at_least: self.sandbox_at_least.max(other.sandbox_at_least),
         }
     }
 
@@ -58,6 +63,7 @@ impl Permission {
             unit_price_mc: self.unit_price_mc.or(general.unit_price_mc),
             concurrency: self.concurrency.or(general.concurrency),
             rate_per_min: self.rate_per_min.or(general.rate_per_min),
+            sandbox_at_least: self.sandbox_at_least.or(general.sandbox_at_least),
         }
     }
 
@@ -126,6 +132,8 @@ pub struct Permissions {
     pub tier: BTreeMap<String, Permission>,
     /// Exceptions; of two that fit, the narrower counts in each setting.
     pub rules: Vec<Rule>,
+    /// What confines this node's workers.
+    pub sandbox: SandboxLevel,
 }
 
 impl Permissions {
@@ -271,6 +279,25 @@ impl Policy {
         self.permissions.of(peer, skill)
     }
 
+    /// Whether this node's workers are confined as far as `permission` wants it.
+    ///
+    /// # Errors
+    /// `sandbox_required`.
+    pub fn admits_sandbox(&self, permission: &Permission) -> Result<(), Refused> {
+        let here = self.permissions.sandbox;
+        match permission.sandbox_at_least.filter(|least| here < *least) {
+            None => Ok(()),
+            Some(least) => Err(Refused::new(
+                "sandbox_required",
+                format!(
+                    "the owner works for this peer in a sandbox of level {} only; here it is {}",
+                    least.as_str(),
+                    here.as_str()
+                ),
+            )),
+        }
+    }
+
     /// The price of one unit of `skill` for `peer`: nothing for the owner's own nodes.
     ///
     /// # Errors
@@ -313,6 +340,7 @@ mod tests {
         Permissions {
             tier: BTreeMap::from([("trusted".to_owned(), permission)]),
             rules: Vec::new(),
+            sandbox: SandboxLevel::None,
         }
     }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::LaborError;
 use super::checkpoint::{self, JobKey};
 use super::frames::{self, Bytes, PROTOCOL_VERSION, ToNode, ToWorker, Units, WorkerSkill};
+use super::sandbox::{Sandbox, SandboxReport};
 use super::skills::cores::{CorePools, numeric_profile};
 use super::skills::{self, SkillError, UnitRunner};
 
@@ -18,14 +19,27 @@ use super::skills::{self, SkillError, UnitRunner};
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
 pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
-    let threads = match parse_threads(&args) {
-        Ok(threads) => threads,
+    let start = match Start::parse(&args) {
+        Ok(start) => start,
         Err(message) => {
             eprintln!("{message}");
             return ExitCode::from(2);
         }
     };
-    match run(threads, std::io::stdout()) {
+    // Before anything that comes from the node is read, and while there is one thread.
+    let report = start.sandbox.enter(start.threads);
+    if report.level < start.sandbox.at_least {
+        let (level, missing) = (report.level.as_str(), report.missing.join(", "));
+        eprintln!("the sandbox here is {level}, less than the node counts on; missing: {missing}");
+        return ExitCode::FAILURE;
+    }
+    let ended = match start.then {
+        Then::Work => run(start.threads, std::io::stdout()),
+        Then::Report => say_report(&report),
+        #[cfg(all(target_os = "linux", any(feature = "crash-points", debug_assertions)))]
+        Then::Probe => super::sandbox::probe::run().map_err(LaborError::Pipe),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -34,16 +48,60 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-fn parse_threads(args: &[OsString]) -> Result<u32, String> {
-    match args {
-        [] => Ok(1),
-        [flag, number] if flag == "--threads" => number
-            .to_str()
-            .and_then(|number| number.parse().ok())
-            .filter(|threads| (1..=4096).contains(threads))
-            .ok_or_else(|| "--threads takes a number from 1 to 4096".to_owned()),
-        _ => Err("usage: worker [--threads N]; this command is started by the node".to_owned()),
+/// What a worker is told on its command line.
+struct Start {
+    threads: u32,
+    sandbox: Sandbox,
+    then: Then,
+}
+
+/// What it does in its sandbox.
+#[derive(Clone, Copy)]
+enum Then {
+    Work,
+    /// Say what the sandbox is, and exit.
+    Report,
+    /// What a test tells it.
+    #[cfg(all(target_os = "linux", any(feature = "crash-points", debug_assertions)))]
+    Probe,
+}
+
+impl Start {
+    fn parse(args: &[OsString]) -> Result<Self, String> {
+        let mut start = Self {
+            threads: 1,
+            sandbox: Sandbox::default(),
+            then: Then::Work,
+        };
+        let mut words = args.iter();
+        while let Some(word) = words.next() {
+            let usage = "usage: worker [--sandbox off|none|partial|full] [--allow-read PATH] [--allow-exec PATH] \
+                [--allow-device PATH] [--memory-bytes N] [--threads N]; this command is started by the node";
+            let (Some(flag), Some(value)) = (word.to_str(), words.next()) else {
+                return Err(usage.to_owned());
+            };
+            match flag {
+                "--threads" => {
+                    start.threads = value
+                        .to_str()
+                        .and_then(|number| number.parse().ok())
+                        .filter(|threads| (1..=4096).contains(threads))
+                        .ok_or_else(|| "--threads takes a number from 1 to 4096".to_owned())?;
+                }
+                "--then" if value == "report" => start.then = Then::Report,
+                #[cfg(all(target_os = "linux", any(feature = "crash-points", debug_assertions)))]
+                "--then" if value == "probe" => start.then = Then::Probe,
+                flag if start.sandbox.take(flag, value)? => {}
+                _ => return Err(usage.to_owned()),
+            }
+        }
+        Ok(start)
     }
+}
+
+fn say_report(report: &SandboxReport) -> Result<(), LaborError> {
+    let line = serde_json::to_string(report).map_err(std::io::Error::from)?;
+    Ok(writeln!(std::io::stdout(), "{line}")?)
 }
 
 /// One thread reads, this one works: it sees a stop between any two units.
