@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod faults;
+#[cfg(all(feature = "relay", target_os = "linux"))]
+mod sandbox;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -169,6 +169,25 @@ impl Permissions {
                 }
             })
     }
+
+    /// Whether this node's workers are confined as far as `permission` wants it.
+    ///
+    /// # Errors
+    /// `sandbox_required`.
+    pub fn admits_sandbox(&self, permission: &Permission) -> Result<(), Refused> {
+        let here = self.sandbox;
+        match permission.sandbox_at_least.filter(|least| here < *least) {
+            None => Ok(()),
+            Some(least) => Err(Refused::new(
+                "sandbox_required",
+                format!(
+                    "the owner works for this peer in a sandbox of level {} only; here it is {}",
+                    least.as_str(),
+                    here.as_str()
+                ),
+            )),
+        }
+    }
 }
 
 /// A skill that this node offers.
@@ -277,25 +296,6 @@ impl Policy {
     /// What `peer` may ask for with `skill`.
     pub fn permission(&self, peer: &Peer, skill: &str) -> Permission {
         self.permissions.of(peer, skill)
-    }
-
-    /// Whether this node's workers are confined as far as `permission` wants it.
-    ///
-    /// # Errors
-    /// `sandbox_required`.
-    pub fn admits_sandbox(&self, permission: &Permission) -> Result<(), Refused> {
-        let here = self.permissions.sandbox;
-        match permission.sandbox_at_least.filter(|least| here < *least) {
-            None => Ok(()),
-            Some(least) => Err(Refused::new(
-                "sandbox_required",
-                format!(
-                    "the owner works for this peer in a sandbox of level {} only; here it is {}",
-                    least.as_str(),
-                    here.as_str()
-                ),
-            )),
-        }
     }
 
     /// The price of one unit of `skill` for `peer`: nothing for the owner's own nodes.
@@ -435,6 +435,35 @@ mod tests {
         all.rules.push(rule("p", "", "", forbid));
         assert!(all.of(&peer("p", Tier::Own, "worker"), "a").admits("a"));
         assert!(!all.of(&peer("p", Tier::Trusted, "worker"), "a").admits("a"));
+    }
+
+    #[test]
+    fn a_peer_is_served_only_in_the_sandbox_that_is_wanted_for_it() {
+        use SandboxLevel::{Full, None, Partial};
+        let wants = |level| Permission {
+            sandbox_at_least: Some(level),
+            ..Permission::default()
+        };
+        let p = peer("p", Tier::Trusted, "worker");
+        let mut all = trusted(wants(Partial));
+        let served = |all: &mut Permissions, here| {
+            all.sandbox = here;
+            let wanted = all.of(&p, "a");
+            all.admits_sandbox(&wanted).map_err(|e| e.code)
+        };
+        let refused = Err("sandbox_required".to_owned());
+        assert_eq!(served(&mut all, None), refused);
+        assert_eq!(served(&mut all, Partial), Ok(()));
+        // A rule counts instead of the tier, and the stricter of two.
+        all.rules.push(rule("p", "", "", wants(None)));
+        assert_eq!(served(&mut all, None), Ok(()));
+        all.rules.push(rule("", "a", "", wants(Full)));
+        assert_eq!(served(&mut all, Partial), refused);
+        assert_eq!(served(&mut all, Full), Ok(()));
+        // Who wants nothing gets work anywhere, and so do the owner's own nodes.
+        let own = all.of(&peer("p", Tier::Own, "worker"), "a");
+        all.sandbox = None;
+        assert!(all.admits_sandbox(&own).is_ok());
     }
 
     #[test]
