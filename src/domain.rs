@@ -1,6 +1,6 @@
 //! The decisions. Pure: the same inputs in the same order give the same bytes.
 //!
-//! [`Node::handle`] takes one input at a time and says what must become durable ([`Change`]) and what may happen after
+//! [`Node::handle`] takes one input at a time and says what must become durable ([`Change`](step::Change)) and what may happen after
 //! that ([`Effect`]). It reads no clock, draws no randomness, does no I/O and holds no float: time and chance are
 //! parameters. Memory holds live jobs, live engagements, balances and peers; everything else is in the store, from where
 //! the node room prefetches what an input names (`recall`).

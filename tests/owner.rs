@@ -2,27 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::world::{Node, Pair, option, until};
-
-/// Work of some seconds for one core.
-fn long<'a>(extra: &[&'a str]) -> Vec<&'a str> {
-    let mut args = vec!["ask", "simulation"];
-    for pair in [
-        "kind=european",
-        "side=call",
-        "spot=100",
-        "strike=105",
-        "rate=0.05",
-        "volatility=0.2",
-        "years=1",
-        "steps=256",
-        "paths=1000000",
-    ] {
-        args.extend(["--set", pair]);
-    }
-    args.extend(extra);
-    args
-}
+use crate::support::world::{Node, Pair, long, option, until};
 
 /// A pair whose worker has begun a foreign task; the task's id.
 fn working(prepare: impl FnOnce(&mut Node, &mut Node)) -> (Pair, String) {

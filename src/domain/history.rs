@@ -235,7 +235,7 @@ fn tick(hlc: u64, now: Ms) -> u64 {
     }
 }
 
-/// What [`write`] needs beside the heads.
+/// What [`write()`] needs beside the heads.
 pub struct Draft<'a> {
     /// Task id.
     pub task: &'a str,

@@ -250,7 +250,7 @@ pub struct Policy {
     pub on_cancel: String,
     /// Verification method asked for.
     pub verification: String,
-    /// Units to recompute ([`super::requester::sample_size`]).
+    /// Units to recompute ([`super::judging::sample_size`]).
     pub forged_share_bp: u32,
     /// Wanted probability of detection, basis points.
     pub detection_bp: u32,
