@@ -26,7 +26,7 @@ mod linux;
 ))]
 pub(crate) mod probe;
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -102,7 +102,8 @@ impl Sandbox {
     }
 
     /// Takes one flag with its value, if it is one of [`Sandbox::args`]; the error is for a person.
-    pub(crate) fn take(&mut self, flag: &str, value: &OsStr) -> Result<bool, String> {
+    #[cfg(feature = "labor")]
+    pub(crate) fn take(&mut self, flag: &str, value: &std::ffi::OsStr) -> Result<bool, String> {
         let path = PathBuf::from(value);
         match flag {
             "--sandbox" if value == "off" => self.on = false,
@@ -208,7 +209,7 @@ pub async fn survey(program: &Path, sandbox: &Sandbox, folder: &Path) -> Sandbox
     report.unwrap_or_else(|| SandboxReport::without("worker_start"))
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "labor"))]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
@@ -239,7 +240,6 @@ mod tests {
     }
 
     /// The promise: a level is what is missing, not what somebody hopes.
-    #[cfg(feature = "labor")]
     #[test]
     fn levels() {
         let level = |missing: &[&'static str]| SandboxReport::of(missing.iter().copied()).level;
