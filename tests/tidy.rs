@@ -20,7 +20,7 @@ const ROOMS: [&str; 13] = [
 const STRANGERS: [&str; 4] = ["carrier", "relay", "labor", "store"];
 
 /// Crates that belong to some rooms only.
-const CRATES: [(&str, &[&str]); 8] = [
+const CRATES: [(&str, &[&str]); 10] = [
     ("nostr", &["wire", "identity", "carrier", "relay", "node"]),
     ("nostr_sdk", &["carrier", "relay"]),
     ("nostr_relay_builder", &["relay"]),
@@ -29,6 +29,8 @@ const CRATES: [(&str, &[&str]); 8] = [
     ("burn", &["labor"]),
     ("rayon", &["labor"]),
     ("landlock", &["labor"]),
+    ("safetensors", &["labor"]),
+    ("tokenizers", &["labor"]),
 ];
 
 /// Names that would let time, chance, order or rounding into a decision.

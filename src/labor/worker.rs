@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
@@ -11,20 +12,27 @@ use std::time::{Duration, Instant};
 use super::LaborError;
 use super::checkpoint::{self, JobKey};
 use super::frames::{self, Bytes, PROTOCOL_VERSION, ToNode, ToWorker, Units, WorkerSkill};
+use super::models::Models;
 use super::sandbox::{Sandbox, SandboxReport};
 use super::skills::cores::{CorePools, numeric_profile};
-use super::skills::{self, SkillError, UnitRunner};
+use super::skills::embedding::Shelf;
+use super::skills::{self, Skill, SkillError, UnitRunner};
 
 /// At most five `progress` frames a second per job.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
 pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
-    let start = match Start::parse(&args) {
+    let mut start = match Start::parse(&args) {
         Ok(start) => start,
         Err(message) => {
             eprintln!("{message}");
             return ExitCode::from(2);
         }
+    };
+    start.show_models();
+    let shelf = match &start.models {
+        Some(folder) => Shelf::of(Models::at(folder)),
+        None => Shelf::empty(),
     };
     // Before anything that comes from the node is read, and while there is one thread.
     let report = start.sandbox.enter(start.threads);
@@ -34,7 +42,7 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
         return ExitCode::FAILURE;
     }
     let ended = match start.then {
-        Then::Work => run(start.threads, std::io::stdout()),
+        Then::Work => run(start.threads, shelf, std::io::stdout()),
         Then::Report => say_report(&report),
         #[cfg(all(target_os = "linux", any(feature = "crash-points", debug_assertions)))]
         Then::Probe => super::sandbox::probe::run().map_err(LaborError::Pipe),
@@ -51,6 +59,8 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
 /// What a worker is told on its command line.
 struct Start {
     threads: u32,
+    /// The folder of the register of models.
+    models: Option<PathBuf>,
     sandbox: Sandbox,
     then: Then,
 }
@@ -70,13 +80,14 @@ impl Start {
     fn parse(args: &[OsString]) -> Result<Self, String> {
         let mut start = Self {
             threads: 1,
+            models: None,
             sandbox: Sandbox::default(),
             then: Then::Work,
         };
         let mut words = args.iter();
         while let Some(word) = words.next() {
             let usage = "usage: worker [--sandbox off|none|partial|full] [--allow-read PATH] [--allow-exec PATH] \
-                [--allow-device PATH] [--memory-bytes N] [--threads N]; this command is started by the node";
+                [--allow-device PATH] [--memory-bytes N] [--models DIR] [--threads N]; this command is started by the node";
             let (Some(flag), Some(value)) = (word.to_str(), words.next()) else {
                 return Err(usage.to_owned());
             };
@@ -88,6 +99,7 @@ impl Start {
                         .filter(|threads| (1..=4096).contains(threads))
                         .ok_or_else(|| "--threads takes a number from 1 to 4096".to_owned())?;
                 }
+                "--models" => start.models = Some(value.into()),
                 "--then" if value == "report" => start.then = Then::Report,
                 #[cfg(all(target_os = "linux", any(feature = "crash-points", debug_assertions)))]
                 "--then" if value == "probe" => start.then = Then::Probe,
@@ -97,6 +109,18 @@ impl Start {
         }
         Ok(start)
     }
+
+    /// What the skills read: the register of models, and the files that it names now. One that is added later is out of reach
+    /// until the next worker.
+    fn show_models(&mut self) {
+        let Some(folder) = &self.models else { return };
+        let models = Models::at(folder).list().unwrap_or_default();
+        let files = models
+            .iter()
+            .flat_map(|model| model.files.iter().map(|file| model.dir.join(&file.name)));
+        self.sandbox.read.extend(files);
+        self.sandbox.read.push(folder.clone());
+    }
 }
 
 fn say_report(report: &SandboxReport) -> Result<(), LaborError> {
@@ -105,7 +129,7 @@ fn say_report(report: &SandboxReport) -> Result<(), LaborError> {
 }
 
 /// One thread reads, this one works: it sees a stop between any two units.
-fn run(threads: u32, stdout: impl Write) -> Result<(), LaborError> {
+fn run(threads: u32, shelf: Shelf, stdout: impl Write) -> Result<(), LaborError> {
     let (sender, inbox) = channel();
     let reader = std::thread::Builder::new().name("frames".to_owned());
     reader.spawn(move || {
@@ -130,6 +154,7 @@ fn run(threads: u32, stdout: impl Write) -> Result<(), LaborError> {
         inbox,
         stdout,
         pools: CorePools::new(threads),
+        shelf,
         own: VecDeque::new(),
         foreign: VecDeque::new(),
     }
@@ -186,6 +211,8 @@ struct Worker<W> {
     inbox: Receiver<ToWorker>,
     stdout: W,
     pools: CorePools,
+    /// The models, the one used last loaded.
+    shelf: Shelf,
     /// The owner's jobs, worked before any foreign one.
     own: VecDeque<Job>,
     foreign: VecDeque<Job>,
@@ -216,11 +243,12 @@ impl<W: Write> Worker<W> {
     fn hear(&mut self, message: ToWorker) -> Result<(), LaborError> {
         match message {
             ToWorker::Describe {} => {
-                let skills = skills::catalog().into_iter();
+                let ready = |skill: &&&dyn Skill| skill.is_ready(self.shelf.models());
+                let skills = skills::registry().iter().filter(ready);
                 let skills = skills
                     .map(|skill| WorkerSkill {
-                        id: skill.id.to_owned(),
-                        implementation: skill.implementation.to_owned(),
+                        id: skill.id().to_owned(),
+                        implementation: skill.info().implementation.to_owned(),
                     })
                     .collect();
                 self.say(&ToNode::Described {
@@ -277,6 +305,8 @@ impl<W: Write> Worker<W> {
             }
             job.resumed_from = job.units_done();
         }
+        job.runner
+            .announce(job.order.get(job.done.len()..).unwrap_or_default());
         if job.done.len() == job.order.len() {
             return self.finish(job);
         }
@@ -311,7 +341,7 @@ impl<W: Write> Worker<W> {
         }
         Ok(Job {
             id,
-            runner: skill.runner(&plan.canonical_input, self.pools.take(threads))?,
+            runner: skill.runner(&plan.canonical_input, self.pools.take(threads), &self.shelf)?,
             key: JobKey::new(
                 skill.id(),
                 skill.info().implementation,
@@ -454,6 +484,7 @@ mod tests {
             inbox,
             stdout: &mut stdout,
             pools,
+            shelf: Shelf::empty(),
             own,
             foreign: VecDeque::new(),
         };

@@ -44,6 +44,8 @@ pub struct LaborSettings {
     pub checkpoint_every_units: u32,
     /// Folder for the workers' directories.
     pub scratch: PathBuf,
+    /// Where this machine's models are registered.
+    pub models: PathBuf,
 }
 
 enum Job {
@@ -143,7 +145,15 @@ impl Leases {
         if slot.is_none() {
             let config = SupervisorConfig {
                 program: self.settings.program.clone(),
-                args: [vec!["worker".into()], self.settings.sandbox.args()].concat(),
+                args: [
+                    vec![
+                        "worker".into(),
+                        "--models".into(),
+                        self.settings.models.clone().into(),
+                    ],
+                    self.settings.sandbox.args(),
+                ]
+                .concat(),
                 class: if own {
                     WorkerClass::Own
                 } else {

@@ -140,7 +140,8 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
     }
     // No worker of this node ever works with less than what its owner is told.
     sandbox.at_least = confined.as_ref().map_or(SandboxLevel::None, |r| r.level);
-    let policy = policy(&config, &identity, &read, sandbox.at_least)?;
+    let models = home.models_dir();
+    let policy = policy(&config, &identity, &read, &models, sandbox.at_least)?;
     let server = ControlServer::bind(
         &lock,
         config.limits.control_line_bytes,
@@ -225,7 +226,11 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         outbox_state.clone(),
     ));
     let generation = Arc::new(AtomicU64::new(0));
-    let opener = Arc::new(Opener::new(keyring.clone(), policy.me.clone()));
+    let opener = Arc::new(Opener::new(
+        keyring.clone(),
+        policy.me.clone(),
+        home.models_dir(),
+    ));
     tokio::spawn(inbox::run(
         opener,
         arrivals,
@@ -250,6 +255,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         soft_stop_ms: config.labor.soft_stop_ms,
         checkpoint_every_units: u32::try_from(config.labor.checkpoint_every_units).unwrap_or(8),
         scratch: home.root().join("scratch"),
+        models: home.models_dir(),
     };
     let profile: Arc<Mutex<Option<String>>> = Arc::default();
     let leases = tokio::spawn(Leases::run(
@@ -422,13 +428,15 @@ fn policy(
     config: &Config,
     identity: &Identity,
     relays: &[String],
+    models: &Path,
     sandbox: SandboxLevel,
 ) -> Result<Policy, NodeError> {
     let public = identity.public();
     let binding = Binding::sign(identity, clock::now_ms() / 1000 + BINDING_S, None)?;
     let market = &config.market;
     let offered = if works(config) {
-        skills::catalog()
+        // A skill whose model is missing is not advertised.
+        skills::offered(models)
     } else {
         Vec::new()
     };
