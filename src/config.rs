@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use home::Home;
-pub use permissions::{PermissionRule, Permissions, TierPermission};
+pub use permissions::{PermissionRule, Permissions, SandboxLevel, TierPermission};
 pub use relays::{RelayEntry, RelayList, TEMPLATE_PUBLIC};
 pub use sections::{
     Labor, Limits, Log, LogFormat, LogLevel, Market, OnCancel, Owner, Pow, StoreQuotas,

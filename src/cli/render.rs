@@ -338,6 +338,15 @@ pub(crate) fn status(view: &Value) -> String {
         "cores for foreign work: {}\n",
         cell(view, "/cores")
     ));
+    if let Some(sandbox) = view.get("sandbox").filter(|sandbox| sandbox.is_object()) {
+        let missing: Vec<String> = items(sandbox, "missing").iter().map(scalar).collect();
+        let missing = match missing.as_slice() {
+            [] => String::new(),
+            missing => format!("; missing: {}", missing.join(", ")),
+        };
+        let level = cell(sandbox, "/level");
+        text.push_str(&format!("sandbox of the worker: {level}{missing}\n"));
+    }
     let counts = |name: &str| {
         let counts = view
             .get(name)

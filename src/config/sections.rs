@@ -250,6 +250,12 @@ pub struct Labor {
     pub hang_timeout_ms: u64,
     /// Time to reach the next unit after a soft stop, before the worker is ended.
     pub soft_stop_ms: u64,
+    /// Whether the worker gives up what it does not need, as far as the system can make it.
+    pub sandbox: bool,
+    /// Files and folders that the worker may read nevertheless: absolute paths.
+    pub sandbox_read: Vec<String>,
+    /// Device files that it may use: absolute paths.
+    pub sandbox_devices: Vec<String>,
 }
 
 impl Default for Labor {
@@ -262,6 +268,9 @@ impl Default for Labor {
             checkpoint_every_units: 8,
             hang_timeout_ms: 30_000,
             soft_stop_ms: 5_000,
+            sandbox: true,
+            sandbox_read: Vec::new(),
+            sandbox_devices: Vec::new(),
         }
     }
 }
@@ -275,6 +284,13 @@ impl Labor {
             ("soft_stop_ms", self.soft_stop_ms),
         ];
         check_range("labor", 1, &values)?;
+        for (key, paths) in [
+            ("labor.sandbox_read", &self.sandbox_read),
+            ("labor.sandbox_devices", &self.sandbox_devices),
+        ] {
+            let absolute = paths.iter().all(|path| path.starts_with('/'));
+            check(absolute, key, "a path begins with `/`")?;
+        }
         check_range(
             "labor",
             67_108_864,

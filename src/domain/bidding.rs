@@ -244,6 +244,7 @@ impl Node {
             return Err(refused.retry_at(Some(now.saturating_add(2_000))));
         }
         self.credit(&peer, total, permission.budget_mc)?;
+        self.policy.permissions.admits_sandbox(&permission)?;
         Ok(Deal {
             tier: peer.tier,
             units,

@@ -19,7 +19,7 @@ use crate::domain::ledger::AMOUNT_MAX_MC;
 use crate::domain::peer::Tier;
 use crate::domain::step::{Ask, Input, PauseMode, Refused};
 use crate::identity::{Identity, npub, parse_npub};
-use crate::labor::skills;
+use crate::labor::{SandboxReport, skills};
 use crate::store::{Store, StoreError};
 use crate::wire::canonical;
 
@@ -47,6 +47,8 @@ pub struct Handlers {
     pub outbox: Arc<Mutex<OutboxState>>,
     /// Numeric profile of the worker, once known.
     pub profile: Arc<Mutex<Option<String>>>,
+    /// What confines the workers; none if this node has no workers.
+    pub sandbox: Option<SandboxReport>,
     /// Cores for the workers.
     pub cores: watch::Sender<u32>,
     /// Ends the node.
@@ -379,13 +381,14 @@ impl Handlers {
         let profile = self.profile.lock().map(|p| p.clone()).unwrap_or_default();
         let public = self.identity.public().clone();
         let (started_ms, cores) = (self.started_ms, *self.cores.borrow());
+        let sandbox = self.sandbox.clone();
         self.look(move |node, store| {
             let count = |stage| node.work().values().filter(|w| w.stage == stage).count();
             use crate::domain::engagement::Stage;
             Ok(json!({
                 "version": env!("CARGO_PKG_VERSION"), "npub": public.npub, "lct": public.lct.to_string(),
                 "up_ms": clock::now_ms().saturating_sub(started_ms), "relays": relays, "pools": node.policy().pools,
-                "skills": node.policy().skills.iter().map(|s| s.id.clone()).collect::<Vec<_>>(), "device": node.policy().device, "profile": profile, "cores": cores,
+                "skills": node.policy().skills.iter().map(|s| s.id.clone()).collect::<Vec<_>>(), "device": node.policy().device, "profile": profile, "cores": cores, "sandbox": sandbox,
                 "tasks": {"open": node.jobs().values().filter(|j| !j.state.is_final()).count(), "settling": node.jobs().values().filter(|j| j.state.is_final()).count()},
                 "work": {"queued": count(Stage::Queued), "running": count(Stage::Running) + count(Stage::Stopping), "hibernating": count(Stage::Hibernating),
                          "awaiting_receipt": count(Stage::Finished), "overdue": count(Stage::Overdue), "disputed": count(Stage::Disputed)},

@@ -16,6 +16,7 @@ use super::Mailbox;
 use super::order::{CheckOrder, Mail, Order};
 use super::results::{compare, finish, root_of};
 use crate::domain::step::{Findings, Input, LaborNews};
+use crate::labor::Sandbox;
 use crate::labor::frames::Units;
 use crate::labor::skills;
 use crate::labor::supervisor::{
@@ -29,6 +30,8 @@ pub struct LaborSettings {
     pub me: String,
     /// The program: this binary.
     pub program: PathBuf,
+    /// How it is confined.
+    pub sandbox: Sandbox,
     /// Threads of the owner's work, and of foreign work until the owner says otherwise.
     pub threads: u32,
     /// Memory limit, bytes.
@@ -142,11 +145,15 @@ impl Leases {
         if slot.is_none() {
             let config = SupervisorConfig {
                 program: self.settings.program.clone(),
-                args: vec![
-                    "worker".into(),
-                    "--models".into(),
-                    self.settings.models.clone().into(),
-                ],
+                args: [
+                    vec![
+                        "worker".into(),
+                        "--models".into(),
+                        self.settings.models.clone().into(),
+                    ],
+                    self.settings.sandbox.args(),
+                ]
+                .concat(),
                 class: if own {
                     WorkerClass::Own
                 } else {

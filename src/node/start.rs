@@ -1,6 +1,7 @@
 //! Start and stop: opens the home's store, joins the rooms, and takes them apart again.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,12 +20,15 @@ use super::presence::Presence;
 use super::sealer::Sealer;
 use super::{Mailbox, clock, rows};
 use crate::carrier::{CarrierConfig, CarrierError, RelayCarrier};
-use crate::config::{Config, ConfigError, Home, OnCancel, PermissionRule, TierPermission};
+use crate::config::{
+    Config, ConfigError, Home, OnCancel, PermissionRule, SandboxLevel, TierPermission,
+};
 use crate::domain::policy::{Permission, Permissions, Policy, Rule, SkillFacts};
 use crate::domain::step::Input;
 use crate::identity::conversation::Conversations;
 use crate::identity::pool::PoolSecret;
 use crate::identity::{Identity, IdentityError, parse_npub};
+use crate::labor::sandbox::{Sandbox, survey};
 use crate::labor::skills;
 use crate::store::{Limits, Store, StoreError, StoreOptions};
 use crate::wire::binding::{Binding, BindingError};
@@ -126,12 +130,31 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         .filter(|r| r.write)
         .map(|r| r.url.clone())
         .collect();
+    let program = std::env::current_exe()?;
+    let mut sandbox = sandbox(&config, &home)?;
+    // Its answer comes while the store opens.
+    let survey = works(&config).then(|| {
+        let (program, sandbox) = (program.clone(), sandbox.clone());
+        let folder = home.root().join("scratch");
+        tokio::spawn(async move { survey(&program, &sandbox, &folder).await })
+    });
     let store = Arc::new(Store::open(home.store_file(), store_options())?);
     let whose = rows::claim(&store, &identity.public().npub)?;
     if whose != identity.public().npub {
         return Err(NodeError::StoreForeign { npub: whose });
     }
-    let policy = policy(&config, &identity, &read, &home.models_dir())?;
+    let confined = match survey {
+        Some(survey) => survey.await.ok(),
+        None => None,
+    };
+    if let Some(report) = confined.as_ref().filter(|r| !r.missing.is_empty()) {
+        let (level, missing) = (report.level.as_str(), report.missing.join(", "));
+        tracing::warn!(level, missing, "the worker's sandbox is not full");
+    }
+    // No worker of this node ever works with less than what its owner is told.
+    sandbox.at_least = confined.as_ref().map_or(SandboxLevel::None, |r| r.level);
+    let models = home.models_dir();
+    let policy = policy(&config, &identity, &read, &models, sandbox.at_least)?;
     let server = ControlServer::bind(
         &lock,
         config.limits.control_line_bytes,
@@ -234,7 +257,8 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
     let (cores_tx, cores_rx) = watch::channel(cores);
     let settings = LaborSettings {
         me: policy.me.clone(),
-        program: std::env::current_exe()?,
+        program,
+        sandbox,
         threads: cores,
         memory_limit_bytes: config.labor.memory_limit_bytes,
         hang_timeout_ms: config.labor.hang_timeout_ms,
@@ -280,6 +304,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         counters,
         outbox: outbox_state,
         profile,
+        sandbox: confined,
         cores: cores_tx,
         stop,
         started_ms: clock::now_ms(),
@@ -367,17 +392,59 @@ fn store_options() -> StoreOptions {
     StoreOptions::default()
 }
 
+/// Whether this node has workers.
+fn works(config: &Config) -> bool {
+    config.labor.enabled && cfg!(feature = "labor")
+}
+
+/// How the owner wants workers to be confined.
+///
+/// # Errors
+/// `config_invalid` for a path that would show them this home.
+fn sandbox(config: &Config, home: &Home) -> Result<Sandbox, ConfigError> {
+    let labor = &config.labor;
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let root = real(home.root());
+    for path in labor.sandbox_read.iter().chain(&labor.sandbox_devices) {
+        let path_real = real(Path::new(path));
+        if root.starts_with(&path_real) || path_real.starts_with(&root) {
+            let reason = format!("`{path}` shows this home to workers; name folders beside it");
+            return Err(ConfigError::Invalid {
+                path: home.config_file(),
+                key: "labor.sandbox_read".to_owned(),
+                line: None,
+                reason,
+            });
+        }
+    }
+    let paths = |list: &[String]| list.iter().map(Into::into).collect();
+    let sandbox = Sandbox {
+        on: labor.sandbox,
+        read: paths(&labor.sandbox_read),
+        devices: paths(&labor.sandbox_devices),
+        memory_bytes: labor.memory_limit_bytes,
+        ..Sandbox::default()
+    };
+    #[cfg(any(feature = "crash-points", debug_assertions))]
+    if let Ok(lacks) = std::env::var("LEGION_SANDBOX_LACKS") {
+        let lacks = lacks.split(',').map(str::to_owned).collect();
+        return Ok(Sandbox { lacks, ..sandbox });
+    }
+    Ok(sandbox)
+}
+
 /// The settings as the decisions need them.
 fn policy(
     config: &Config,
     identity: &Identity,
     relays: &[String],
-    models: &std::path::Path,
+    models: &Path,
+    sandbox: SandboxLevel,
 ) -> Result<Policy, NodeError> {
     let public = identity.public();
     let binding = Binding::sign(identity, clock::now_ms() / 1000 + BINDING_S, None)?;
     let market = &config.market;
-    let offered = if config.labor.enabled && cfg!(feature = "labor") {
+    let offered = if works(config) {
         // A skill whose model is missing is not advertised.
         skills::offered(models)
     } else {
@@ -400,7 +467,7 @@ fn policy(
             .collect(),
         device: "cpu".into(),
         implementation: concat!("legion/", env!("CARGO_PKG_VERSION")).into(),
-        permissions: permissions(config)?,
+        permissions: permissions(config, sandbox)?,
         default_max_price_mc: market.default_max_price_mc,
         trusted_limit_mc: market.trusted_limit_mc,
         stranger_cap_mc: market.stranger_cap_mc,
@@ -436,7 +503,7 @@ fn policy(
 }
 
 /// `[permissions]` as the decisions need it.
-fn permissions(config: &Config) -> Result<Permissions, IdentityError> {
+fn permissions(config: &Config, sandbox: SandboxLevel) -> Result<Permissions, IdentityError> {
     let set = &config.permissions;
     let tiers = [("trusted", &set.trusted), ("stranger", &set.stranger)];
     Ok(Permissions {
@@ -444,6 +511,7 @@ fn permissions(config: &Config) -> Result<Permissions, IdentityError> {
             .map(|(name, tier)| (name.to_owned(), tier_permission(tier)))
             .into(),
         rules: set.rule.iter().map(rule).collect::<Result<_, _>>()?,
+        sandbox,
     })
 }
 
@@ -458,6 +526,7 @@ fn tier_permission(tier: &TierPermission) -> Permission {
         max_price_mc: Some(tier.max_price_mc),
         concurrency: Some(small(tier.max_concurrent)),
         rate_per_min: Some(small(tier.max_per_min)),
+        sandbox_at_least: Some(tier.sandbox_at_least),
         ..Permission::default()
     }
 }
@@ -476,6 +545,7 @@ fn rule(rule: &PermissionRule) -> Result<Rule, IdentityError> {
             unit_price_mc: rule.unit_price_mc,
             concurrency: rule.max_concurrent.map(small),
             rate_per_min: rule.max_per_min.map(small),
+            sandbox_at_least: rule.sandbox_at_least,
         },
     })
 }
