@@ -220,6 +220,9 @@ impl Deliverer {
                 None => continue,
             };
             let mut to = self.relays.clone();
+            to.extend(sealed.relays.iter().cloned());
+            to.sort();
+            to.dedup();
             if let Some(seq) = seq {
                 let Some(row) = self.rows.get_mut(&seq) else {
                     continue;

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::delivery::Tell;
 use super::order::{Arrival, Mail};
+use super::pools::Pools;
 use super::{Mailbox, clock};
 use crate::carrier::{CarrierEvent, RelayState};
 use crate::domain::step::{Incoming, Input, PlanFacts, Refused};
@@ -47,16 +48,18 @@ pub struct Opener {
     bindings: Mutex<BTreeMap<(String, String), BoundKeys>>,
     /// Per pool: the second, and how many wraps were opened in it.
     opened: Mutex<BTreeMap<String, (u64, u32)>>,
+    pools: Arc<Pools>,
     me: String,
 }
 
 impl Opener {
     /// An opener for this ring.
-    pub fn new(keyring: Arc<Keyring>, me: String) -> Self {
+    pub fn new(keyring: Arc<Keyring>, pools: Arc<Pools>, me: String) -> Self {
         Self {
             keyring,
             bindings: Mutex::default(),
             opened: Mutex::default(),
+            pools,
             me,
         }
     }
@@ -75,7 +78,9 @@ impl Opener {
         };
         let audience = |to: &str| match &verified.inbox {
             Inbox::Own => to == self.me,
-            Inbox::Pool { name, .. } => to.strip_prefix("pool:") == Some(name),
+            Inbox::Pool { name, epoch, .. } => {
+                self.pools.is_audience(to, name, *epoch, &verified.author)
+            }
             Inbox::Task(task) => self.is_reply_key(to, task),
         };
         let parsed = Message::parse(&verified.content, audience).map_err(|e| e.code())?;
