@@ -274,7 +274,10 @@ fn a_bad_invite_has_a_code_and_changes_nothing() {
         ("invite_malformed", String::new()),
         ("invite_hrp", ann.npub.clone()),
         ("invite_too_long", format!("legion1{}", "q".repeat(3_000))),
-        ("invite_kind", contact["contact"].as_str().unwrap().to_owned()),
+        (
+            "invite_kind",
+            contact["contact"].as_str().unwrap().to_owned(),
+        ),
         ("invite_expired", made(&|i| i.expires_at_s = now_s() - 1)),
         ("pool_name_taken", good.clone()),
     ];
@@ -302,8 +305,14 @@ fn a_bad_invite_has_a_code_and_changes_nothing() {
     assert_eq!(code(&refused), "contact_kind");
     assert_eq!(bob.ok(&["peers"])["peers"], json!([]));
 
-    assert_eq!(code(&bob.fails(2, &["pool", "leave", "none"])), "pool_unknown");
-    assert_eq!(code(&bob.fails(2, &["pool", "create", " "])), "pool_name_invalid");
+    assert_eq!(
+        code(&bob.fails(2, &["pool", "leave", "none"])),
+        "pool_unknown"
+    );
+    assert_eq!(
+        code(&bob.fails(2, &["pool", "create", " "])),
+        "pool_name_invalid"
+    );
     let long = ["pool", "invite", POOL, "--valid", "400d"];
     assert_eq!(code(&bob.fails(2, &long)), "time_range");
 }

@@ -1,7 +1,7 @@
 //! `legion pool`: private pools. An invite is a secret: it is printed because its owner asked for one, and `join -` takes one
 //! from stdin, since other users of a machine can see the arguments of a command.
 
-use std::io::Read;
+use std::io::{BufRead, Read};
 
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -32,7 +32,7 @@ enum Action {
     },
     /// Join a pool, or its next secret
     Join {
-        /// The invite; `-` reads it from stdin, where no other user of this machine can see it
+        /// The invite; `-` reads a line from stdin, where no other user of this machine can see it
         invite: String,
     },
     /// Write an invite: whoever reads it can join until it ends
@@ -126,7 +126,11 @@ fn joined(view: &Value) -> String {
         _ => "joined",
     };
     let mut lines = vec![
-        format!("{word}: {}, epoch {}", cell(pool, "name"), cell(pool, "epoch")),
+        format!(
+            "{word}: {}, epoch {}",
+            cell(pool, "name"),
+            cell(pool, "epoch")
+        ),
         format!("invited by: {}", cell(pool, "invited_by")),
     ];
     lines.extend(heard(pool));
@@ -173,6 +177,7 @@ fn cell(view: &Value, name: &str) -> String {
     }
 }
 
+/// One line: pasted into a terminal, it ends with Enter.
 fn from_stdin() -> Result<Zeroizing<String>, CliError> {
     let unreadable = |error: std::io::Error| {
         CliError::new("input_unreadable", format!("stdin cannot be read: {error}"))
@@ -182,7 +187,7 @@ fn from_stdin() -> Result<Zeroizing<String>, CliError> {
     std::io::stdin()
         .lock()
         .take(MAX_INVITE_BYTES)
-        .read_to_string(&mut text)
+        .read_line(&mut text)
         .map_err(unreadable)?;
     Ok(text)
 }
@@ -215,7 +220,16 @@ mod tests {
             times,
             [Ok(0), Ok(90), Ok(90), Ok(900), Ok(7_200), Ok(604_800)]
         );
-        for text in ["", "d", "-1d", "+1d", "1.5h", "1w", "1dd", "99999999999999999d"] {
+        for text in [
+            "",
+            "d",
+            "-1d",
+            "+1d",
+            "1.5h",
+            "1w",
+            "1dd",
+            "99999999999999999d",
+        ] {
             assert!(seconds(text).is_err(), "{text}");
         }
     }

@@ -1,6 +1,6 @@
 //! Whom we meet: what a verified message shows of its author, and to whom in this room it goes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Node;
 use super::peer::{AdFacts, Peer, Tier};
@@ -116,12 +116,15 @@ impl Node {
             paused: ad.paused,
             expires_ms: ad.expires_ms.min(horizon),
             pool,
+            others: BTreeMap::new(),
         };
         let news = self
             .peers
             .get(&incoming.from)
             .is_none_or(|p| p.ad.as_ref().is_none_or(|old| old.expires_ms <= now));
-        self.edit_peer(&incoming.from, |peer| peer.ad = Some(facts));
+        self.edit_peer(&incoming.from, |peer| {
+            peer.ad = Some(facts.after(peer.ad.as_ref(), now));
+        });
         if news {
             self.journal(
                 "ad",

@@ -25,13 +25,19 @@ pub enum Fault {
     #[error("has a wrong checksum: a character is wrong or missing; copy it again")]
     Checksum,
     /// Of another version.
-    #[error("is of version {0}, and this legion reads version 1; use the same version on both machines")]
+    #[error(
+        "is of version {0}, and this legion reads version 1; use the same version on both machines"
+    )]
     Version(u8),
     /// An invite where a contact is wanted, or the reverse.
-    #[error("is a `legion1…` text of the other kind; `legion pool join` takes invites and `legion peers trust` contacts")]
+    #[error(
+        "is a `legion1…` text of the other kind; `legion pool join` takes invites and `legion peers trust` contacts"
+    )]
     Kind,
     /// Not signed by who it says made it.
-    #[error("is not signed by the node that it names; ask for another one, by a way that you trust")]
+    #[error(
+        "is not signed by the node that it names; ask for another one, by a way that you trust"
+    )]
     Signature,
     /// Its time is over.
     #[error("expired at {at_s} (Unix seconds); ask for a new one")]
@@ -171,7 +177,9 @@ pub enum IdentityError {
     )]
     PoolNameTaken(String),
     /// Not a name for a pool.
-    #[error("a pool's name has 1 to 64 bytes, not only spaces, and no control characters; choose another name")]
+    #[error(
+        "a pool's name has 1 to 64 bytes, not only spaces, and no control characters; choose another name"
+    )]
     PoolNameInvalid,
     /// No private pool of this name.
     #[error("this node is in no private pool named {0}; `legion pool list` shows those it is in")]

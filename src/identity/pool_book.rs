@@ -3,8 +3,7 @@
 //!
 //! An epoch's secret is *current* until a rotation. Then nothing is sent under it any more; it is *read* until a time that the
 //! rotation names and every new invite repeats, so that members who have not joined the new one yet are heard. After that it
-//! is *closed*: what still comes under it is refused unopened, and counted, so that the owner sees that somebody was not
-//! told. A week later it is erased.
+//! is *closed*: what still comes under it is refused unopened, and counted. A week later it is erased.
 
 use std::collections::BTreeMap;
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{ChaCha20Poly1305, Key, Nonce};
@@ -82,8 +82,8 @@ pub fn load(dir: &Path, identity: &Identity) -> Result<PoolBook, IdentityError> 
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(invalid(&path, "it is too large"));
     }
-    let sealed: Sealed =
-        serde_json::from_slice(&bytes).map_err(|_| invalid(&path, "it is not what legion writes"))?;
+    let sealed: Sealed = serde_json::from_slice(&bytes)
+        .map_err(|_| invalid(&path, "it is not what legion writes"))?;
     if sealed.format != FORMAT {
         return Err(invalid(&path, "it is another program's file"));
     }
@@ -99,7 +99,8 @@ pub fn load(dir: &Path, identity: &Identity) -> Result<PoolBook, IdentityError> 
     let pools = entries
         .into_iter()
         .map(|(name, entry)| {
-            let pool = pool(&name, &entry).ok_or_else(|| invalid(&path, "its content is damaged"))?;
+            let pool =
+                pool(&name, &entry).ok_or_else(|| invalid(&path, "its content is damaged"))?;
             Ok((name, pool))
         })
         .collect::<Result<BTreeMap<_, _>, IdentityError>>()?;
@@ -115,8 +116,10 @@ pub fn load(dir: &Path, identity: &Identity) -> Result<PoolBook, IdentityError> 
 /// `key_io`, `entropy_unavailable`.
 pub fn save(dir: &Path, identity: &Identity, book: &PoolBook) -> Result<(), IdentityError> {
     let path = dir.join(POOLS_FILE);
-    let entries: BTreeMap<&str, Entry> =
-        book.iter().map(|(name, pool)| (name, entry(pool))).collect();
+    let entries: BTreeMap<&str, Entry> = book
+        .iter()
+        .map(|(name, pool)| (name, entry(pool)))
+        .collect();
     // With room from the start, no growing buffer leaves a copy behind.
     let mut plain = Zeroizing::new(Vec::with_capacity(16_384 + 4_096 * entries.len()));
     serde_json::to_writer(&mut *plain, &entries)
@@ -145,7 +148,7 @@ pub fn save(dir: &Path, identity: &Identity, book: &PoolBook) -> Result<(), Iden
 }
 
 fn open(
-    path: &PathBuf,
+    path: &Path,
     sealed: &Sealed,
     identity: &Identity,
 ) -> Result<Zeroizing<Vec<u8>>, IdentityError> {

@@ -130,9 +130,7 @@ impl Pools {
             (None, Some(open)) => open,
             (None, None) => return Err("not a member of the pool".to_owned()),
         };
-        let keys = secret
-            .day_keys(utc_day(now_s))
-            .map_err(|e| e.to_string())?;
+        let keys = secret.day_keys(utc_day(now_s)).map_err(|e| e.to_string())?;
         let me = self.identity.nostr().public_key();
         Ok(Reader {
             key: keys.public_key(),
@@ -231,5 +229,79 @@ fn private_audience(
     secret: &PoolSecret,
     author: &PublicKey,
 ) -> Result<String, IdentityError> {
-    Ok(format!("pool:{name}/{epoch}/{}", secret.member_tag(author)?))
+    Ok(format!(
+        "pool:{name}/{epoch}/{}",
+        secret.member_tag(author)?
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    //! Sent under the newest secret alone; read under an older one until its time, to the second; told to the loop at once.
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use crate::identity::{Lct, Mnemonic};
+    use nostr::Keys;
+
+    fn identity() -> Identity {
+        let words = Mnemonic::generate().unwrap();
+        Identity::derive(&words, Lct::new("ada", "attic", "worker").unwrap(), 0).unwrap()
+    }
+
+    #[test]
+    fn a_rotated_secret_is_read_until_its_time_and_never_sent_under() {
+        let (dir, identity) = (tempfile::tempdir().unwrap(), Arc::new(identity()));
+        let (mails, told) = std::sync::mpsc::channel();
+        let load = || {
+            let (dir, config) = (dir.path().to_owned(), Config::default());
+            let mailbox = Mailbox::new(mails.clone(), 1);
+            Pools::load(dir, identity.clone(), &config, Vec::new(), mailbox).unwrap()
+        };
+        let (pools, me) = (load(), identity.nostr().public_key());
+        let now_s = 1_795_219_200;
+        pools
+            .edit(|book| book.create("family", me, Vec::new(), now_s))
+            .unwrap();
+        let first = pools.reader("family", now_s).unwrap();
+        assert_eq!(
+            pools.reader("legion", now_s).unwrap().audience,
+            "pool:legion"
+        );
+        assert_eq!((first.pow_bits, pools.open_pow_bits > 0), (0, true));
+        pools.edit(|book| book.rotate("family", 60, now_s)).unwrap();
+        let second = pools.reader("family", now_s).unwrap();
+        assert_ne!((first.key, &first.audience), (second.key, &second.audience));
+
+        let read = |pools: &Pools, at_s| -> Vec<(String, u32, bool)> {
+            let read = pools.read(at_s).into_iter();
+            read.map(|r| (r.name, r.epoch, r.closed)).collect()
+        };
+        let both = |closed| {
+            [
+                ("legion", 0, false),
+                ("family", 1, closed),
+                ("family", 2, false),
+            ]
+            .map(|(name, epoch, closed)| (name.to_owned(), epoch, closed))
+        };
+        assert_eq!(read(&pools, now_s + 59), both(false));
+        assert_eq!(read(&pools, now_s + 60), both(true));
+        assert_eq!(read(&load(), now_s + 60), both(true), "after a restart");
+
+        let audience = |to: &str, epoch| pools.is_audience(to, "family", epoch, &me);
+        assert!(audience(&first.audience, 1) && audience(&second.audience, 2));
+        assert!(!audience(&first.audience, 2) && !audience("pool:family", 2));
+        let other = Keys::generate().public_key();
+        assert!(!pools.is_audience(&second.audience, "family", 2, &other));
+
+        pools.edit(|book| book.leave("family")).unwrap();
+        assert!(pools.reader("family", now_s).is_err());
+        assert!(!pools.is_audience(&second.audience, "family", 2, &me));
+        let names = told.try_iter().filter_map(|mail| match mail {
+            Mail::Fact(Input::Pools(names)) => Some(names.join(" ")),
+            _ => None,
+        });
+        let expected = ["legion family", "legion family", "legion"];
+        assert_eq!(names.collect::<Vec<_>>(), expected);
+    }
 }

@@ -134,7 +134,7 @@ impl Presence {
     }
 
     /// Own inbox, the one-time key of every open auction, and each pool's key of yesterday, today and tomorrow; a secret that
-    /// was rotated away is subscribed to for a while longer, to count who was not told.
+    /// was rotated away is subscribed to for a while longer, and what comes under it counted.
     fn subscribe(&self, tasks: &BTreeMap<String, u64>) {
         let own = self.identity.nostr();
         let now_s = clock::now_ms() / 1000;

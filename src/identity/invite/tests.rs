@@ -108,7 +108,10 @@ fn each_fault_has_its_code() {
     }
     assert_eq!(code(&changed(&text, |b| b[0] = 2)), "invite_version");
     assert_eq!(code(&changed(&text, |b| b[1] = 9)), "invite_malformed");
-    assert_eq!(code(&changed(&text, |b| b.truncate(60))), "invite_malformed");
+    assert_eq!(
+        code(&changed(&text, |b| b.truncate(60))),
+        "invite_malformed"
+    );
     assert_eq!(code(&changed(&text, Vec::clear)), "invite_version");
     for at in [2, 34, 50, bytes.len() - 1] {
         let forged = changed(&text, |b| b[at] ^= 1);
@@ -125,7 +128,10 @@ fn fields_that_its_author_signed_are_checked_all_the_same() {
         name: "a\nb".into(),
         ..invite(&keys)
     };
-    assert_eq!(nameless.encode(&keys).unwrap_err().code(), "invite_malformed");
+    assert_eq!(
+        nameless.encode(&keys).unwrap_err().code(),
+        "invite_malformed"
+    );
     let unnumbered = Invite {
         epoch: 0,
         ..invite(&keys)

@@ -53,7 +53,12 @@ impl Pools {
             valid_s,
             grace_s,
         } = parse(params)?;
-        let valid_s = within(valid_s.unwrap_or(VALID_S), 1, VALID_MAX_S, "an invite lasts")?;
+        let valid_s = within(
+            valid_s.unwrap_or(VALID_S),
+            1,
+            VALID_MAX_S,
+            "an invite lasts",
+        )?;
         let grace_s = within(grace_s.unwrap_or(GRACE_S), 0, GRACE_MAX_S, "a grace takes")?;
         let me = self.identity.nostr().public_key();
         if self.open.contains_key(&name) {
