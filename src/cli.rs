@@ -1,6 +1,6 @@
 //! What a person types. This file holds the command line's shape and its dispatch; each command is a file below.
 //!
-//! A command turns arguments into a [`Reply`] or a [`CliError`]; only this room writes to stdout, and with `--json` it writes
+//! A command turns arguments into a `Reply` or a `CliError`; only this room writes to stdout, and with `--json` it writes
 //! exactly one object there. Commands that need the running node reach it over its Unix socket and never open its store.
 
 mod adapters;

@@ -373,6 +373,23 @@ fn secrets_are_readable_nowhere_in_a_home_and_a_damaged_file_is_not_passed_over(
 }
 
 #[test]
+fn an_invite_brings_its_reader_to_the_relay_where_the_members_meet() {
+    let (here, there) = (Relay::start(), Relay::start());
+    let dir = tempfile::tempdir().unwrap();
+    let (ann, bob) = (
+        member(dir.path(), "ann", &here),
+        member(dir.path(), "bob", &there),
+    );
+    let created = ann.ok(&["pool", "create", POOL]);
+    assert_eq!(created["pool"]["relays"], json!([here.url]));
+    join(&bob, &invite(&created));
+    until_heard(&bob, &ann);
+    until_heard(&ann, &bob);
+    assert_eq!(ann.ok(&["status"])["relays"].as_object().unwrap().len(), 1);
+    assert_eq!(bob.ok(&["status"])["relays"].as_object().unwrap().len(), 2);
+}
+
+#[test]
 fn a_contact_is_all_that_two_people_have_to_exchange() {
     let relay = Relay::start();
     let dir = tempfile::tempdir().unwrap();

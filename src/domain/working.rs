@@ -158,7 +158,6 @@ impl Node {
         root: String,
         profile: String,
     ) {
-        use base64::Engine;
         let Some(work) = self.work.get(key) else {
             return;
         };
@@ -189,6 +188,22 @@ impl Node {
             finished_ms: now.max(work.started_ms),
             sig: String::new(),
         };
+        self.hand_over(now, key, proof, output, units);
+    }
+
+    /// The result is signed for and goes to the requester.
+    fn hand_over(
+        &mut self,
+        now: Ms,
+        key: &EngagementKey,
+        proof: Proof,
+        output: serde_json::Value,
+        units: Vec<u8>,
+    ) {
+        use base64::Engine;
+        let Some(work) = self.work.get(key) else {
+            return;
+        };
         let (requester, task, no, settle_by) = (
             work.requester.clone(),
             work.task.clone(),
@@ -218,7 +233,7 @@ impl Node {
         self.journal(
             "result_sent",
             Some(&task),
-            serde_json::json!({"key": key, "cost_mc": cost_mc, "root": proof.root}),
+            serde_json::json!({"key": key, "cost_mc": proof.cost_mc, "root": proof.root}),
         );
         let result = WorkResult {
             output,

@@ -416,6 +416,14 @@ impl Core {
             self.acks_due
                 .get_or_insert_with(|| Instant::now() + ACK_WAIT);
         }
+        // Before the messages of this batch, which may answer a newer round of the same offer.
+        for effect in &batch.effects {
+            if let Effect::Moot { requester, task } = effect {
+                let (requester, task) = (requester.clone(), task.clone());
+                let order = Order::Moot { requester, task };
+                let _ = self.outlets.delivery.send(Tell::Order(order));
+            }
+        }
         for (seq, parcel, early) in parcels {
             let order = Order::Deliver(seq, parcel, Some(early));
             let _ = self.outlets.delivery.send(Tell::Order(order));

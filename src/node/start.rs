@@ -449,6 +449,7 @@ fn rule(rule: &PermissionRule) -> Result<Rule, IdentityError> {
     Ok(Rule {
         peer: rule.peer.as_deref().map(parse_npub).transpose()?,
         role: rule.role.clone(),
+        self_claimed: rule.self_claimed,
         skill: rule.skill.clone(),
         permission: Permission {
             allow: rule.allow,

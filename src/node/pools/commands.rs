@@ -88,9 +88,11 @@ impl Pools {
         if self.open.contains_key(&invite.name) {
             return Err(IdentityError::PoolNameTaken(invite.name));
         }
-        invite
-            .relays
-            .retain(|relay| RelayList::check_url(relay).is_ok());
+        invite.relays = std::mem::take(&mut invite.relays)
+            .into_iter()
+            .filter(|relay| RelayList::check_url(relay).is_ok())
+            .map(|relay| relay.trim_end_matches('/').to_owned())
+            .collect();
         let changed = self.edit(|book| book.join(&invite, now_s))?;
         let shown = self.shown(&self.book(), &invite.name)?;
         Ok(json!({"pool": shown, "changed": changed}))
