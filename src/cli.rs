@@ -18,6 +18,7 @@ mod input;
 mod ledger;
 mod logging;
 mod logs;
+mod models;
 mod output;
 mod passphrase;
 mod pause;
@@ -91,6 +92,8 @@ enum Command {
     Relay(relay::Args),
     /// List the skills this machine can do
     Skills,
+    /// Add, list or remove the models that skills use
+    Models(models::Args),
     /// List peers, trust one or forget one
     Peers(peers::Args),
     /// Create, join, rotate and leave private pools
@@ -202,7 +205,8 @@ fn dispatch(context: &Context, command: Command) -> Result<Reply, CliError> {
         Command::Config(args) => config_check::run(context, &args),
         Command::Logs(args) => logs::run(context, &args),
         Command::Relay(args) => relay::run(context, &args),
-        Command::Skills => skills::run(),
+        Command::Skills => skills::run(context),
+        Command::Models(args) => models::run(context, args),
         Command::Peers(args) => peers::run(context, args),
         Command::Pool(args) => pool::run(context, args),
         Command::Pause(args) => pause::run(context, &args),

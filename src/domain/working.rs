@@ -181,7 +181,10 @@ impl Node {
             unit_price_mc: work.unit_price_mc,
             cost_mc,
             device: self.policy.device.clone(),
-            model: None,
+            model: output
+                .get("model_hash")
+                .and_then(serde_json::Value::as_str)
+                .map(str::to_owned),
             profile,
             implementation: self.policy.implementation.clone(),
             started_ms: work.started_ms,

@@ -117,7 +117,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         .map(|r| r.url.clone())
         .collect();
     let store = Arc::new(Store::open(home.store_file(), store_options())?);
-    let mut policy = policy(&config, &identity, &read)?;
+    let mut policy = policy(&config, &identity, &read, &home.models_dir())?;
     let server = ControlServer::bind(
         &lock,
         config.limits.control_line_bytes,
@@ -207,6 +207,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         keyring.clone(),
         pools.clone(),
         policy.me.clone(),
+        home.models_dir(),
     ));
     tokio::spawn(inbox::run(
         opener,
@@ -231,6 +232,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         soft_stop_ms: config.labor.soft_stop_ms,
         checkpoint_every_units: u32::try_from(config.labor.checkpoint_every_units).unwrap_or(8),
         scratch: home.root().join("scratch"),
+        models: home.models_dir(),
     };
     let profile: Arc<Mutex<Option<String>>> = Arc::default();
     let leases = tokio::spawn(Leases::run(
@@ -357,12 +359,18 @@ fn store_options() -> StoreOptions {
 }
 
 /// The settings as the decisions need them.
-fn policy(config: &Config, identity: &Identity, relays: &[String]) -> Result<Policy, NodeError> {
+fn policy(
+    config: &Config,
+    identity: &Identity,
+    relays: &[String],
+    models: &std::path::Path,
+) -> Result<Policy, NodeError> {
     let public = identity.public();
     let binding = Binding::sign(identity, clock::now_ms() / 1000 + BINDING_S, None)?;
     let market = &config.market;
     let offered = if config.labor.enabled && cfg!(feature = "labor") {
-        skills::catalog()
+        // A skill whose model is missing is not advertised.
+        skills::offered(models)
     } else {
         Vec::new()
     };
