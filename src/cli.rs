@@ -7,6 +7,7 @@ mod adapters;
 mod ask;
 mod cancel;
 mod config_check;
+mod contact;
 mod control;
 mod demo;
 mod error;
@@ -22,6 +23,7 @@ mod output;
 mod passphrase;
 mod pause;
 mod peers;
+mod pool;
 mod proof;
 mod relay;
 mod render;
@@ -76,6 +78,8 @@ enum Command {
     Init(init::Args),
     /// Show this node's public identity
     Id,
+    /// Show the text by which others trust this node
+    Contact,
     /// Run the node until it is stopped
     Up(up::Args),
     /// Show what the running node does
@@ -92,6 +96,8 @@ enum Command {
     Models(models::Args),
     /// List peers, trust one or forget one
     Peers(peers::Args),
+    /// Create, join, rotate and leave private pools
+    Pool(pool::Args),
     /// Stop foreign work, or limit its cores
     Pause(pause::Args),
     /// Allow foreign work again
@@ -196,6 +202,7 @@ fn dispatch(context: &Context, command: Command) -> Result<Reply, CliError> {
     match command {
         Command::Init(args) => init::run(context, &args),
         Command::Id => id::run(context),
+        Command::Contact => contact::run(context),
         Command::Up(args) => up::run(context, &args),
         Command::Status => status::run(context),
         Command::Config(args) => config_check::run(context, &args),
@@ -204,6 +211,7 @@ fn dispatch(context: &Context, command: Command) -> Result<Reply, CliError> {
         Command::Skills => skills::run(context),
         Command::Models(args) => models::run(context, args),
         Command::Peers(args) => peers::run(context, args),
+        Command::Pool(args) => pool::run(context, args),
         Command::Pause(args) => pause::run(context, &args),
         Command::Resume(args) => resume::run(context, &args),
         Command::Ask(args) => ask::run(context, &args),

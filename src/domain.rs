@@ -207,6 +207,8 @@ impl Node {
             Input::Tick => {}
             Input::Ask(ask) => self.on_ask(now, chance, *ask),
             Input::Cancel { task } => self.on_cancel_command(now, &task),
+            Input::Pools(names) => self.policy.pools = names,
+            Input::Introduce(known) => self.on_introduce(now, *known),
             Input::Trust {
                 npub,
                 tier,

@@ -5,14 +5,19 @@
 //! It must not know what a message says, how it travels, or what is stored about it; time and limits are parameters. Nothing
 //! here prints a secret: no type that holds one derives `Debug` or `Serialize`, and no error quotes one.
 
+pub mod contact;
 pub mod conversation;
 pub mod error;
+pub mod invite;
 pub mod keyfile;
 pub mod keys;
 pub mod lct;
 pub mod mnemonic;
 pub mod pool;
+pub mod pool_book;
+pub mod pool_file;
 pub mod sealing;
+pub mod token;
 
 pub use error::IdentityError;
 pub use keys::{Identity, PublicIdentity};

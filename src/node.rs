@@ -6,6 +6,7 @@
 
 mod batch;
 pub mod clock;
+mod contact;
 pub mod control;
 pub mod core;
 pub mod crash;
@@ -15,6 +16,7 @@ pub mod inbox;
 pub mod leases;
 pub mod order;
 mod perform;
+pub mod pools;
 pub mod presence;
 pub mod results;
 pub mod rows;

@@ -33,6 +33,8 @@ mod outage;
 mod owner;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod path;
+#[cfg(all(feature = "relay", feature = "labor"))]
+mod pools;
 #[cfg(feature = "relay")]
 mod relay;
 mod sim;

@@ -456,6 +456,11 @@ pub(crate) fn result(view: Value) -> Reply {
     Reply::new(view, text).with_exit(exit)
 }
 
+/// A time in a view, as people read it.
+pub(crate) fn time(ms: &Value) -> String {
+    ms.as_u64().map_or_else(|| "-".to_owned(), utc)
+}
+
 /// Milliseconds since 1970 as `2026-11-21 02:35:00Z` (civil-from-days, proleptic Gregorian calendar).
 fn utc(time_ms: u64) -> String {
     let seconds = time_ms / 1_000;

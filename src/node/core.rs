@@ -527,6 +527,8 @@ impl Core {
         if self.failures >= FAILURES_MAX {
             return Err(error);
         }
+        // Joined and left since the start: the settings do not know it.
+        self.policy.pools.clone_from(&self.node.policy().pools);
         if let Err(error) = self
             .store
             .reopen()

@@ -239,6 +239,9 @@ impl Deliverer {
                 None => continue,
             };
             let mut to = self.relays.clone();
+            to.extend(sealed.relays.iter().cloned());
+            to.sort();
+            to.dedup();
             if let Some(seq) = seq {
                 let Some(row) = self.rows.get_mut(&seq) else {
                     continue;
@@ -262,10 +265,23 @@ impl Deliverer {
         crash::point("published", &[]);
     }
 
-    /// A relay that is not ours is one where a recipient said it reads: it is connected to while there is something for it.
+    /// A relay that is not ours is one where a recipient said it reads: it is connected to while there is something for it. One
+    /// where a private pool meets came with an invite that our owner took: it may be anywhere, and stays until the pool is left.
     fn meet(&mut self, relays: &[String]) {
-        for relay in relays.iter().filter(|r| !self.relays.contains(r)) {
-            match self.carrier.add_foreign_relay(relay) {
+        let mut others = relays
+            .iter()
+            .filter(|r| !self.relays.contains(r))
+            .peekable();
+        if others.peek().is_none() {
+            return;
+        }
+        let pools = self.sealer.pools.relays();
+        for relay in others {
+            let met = match pools.contains(relay) {
+                true => self.carrier.add_relay(relay),
+                false => self.carrier.add_foreign_relay(relay),
+            };
+            match met {
                 Ok(()) => {
                     self.foreign.insert(relay.clone(), Instant::now());
                 }
@@ -288,7 +304,8 @@ impl Deliverer {
         if idle.is_empty() {
             return;
         }
-        let wanted: BTreeSet<String> = self.rows.values().flat_map(|row| row.roads(&[])).collect();
+        let mut wanted = self.sealer.pools.relays();
+        wanted.extend(self.rows.values().flat_map(|row| row.roads(&[])));
         for relay in idle {
             if wanted.contains(&relay) {
                 self.foreign.insert(relay, now);

@@ -10,7 +10,8 @@ use tokio::sync::{broadcast, oneshot, watch};
 use super::control::{ControlError, ControlHandler, NotifySender, codes};
 use super::delivery::OutboxState;
 use super::order::{Answer, Counters, Mail};
-use super::{Mailbox, clock, inbox, view};
+use super::pools::Pools;
+use super::{Mailbox, clock, contact, inbox, view};
 use crate::carrier::Handle;
 use crate::config::Config;
 use crate::domain::Node;
@@ -39,6 +40,8 @@ pub struct Handlers {
     pub config: Config,
     /// Our keys, for proofs.
     pub identity: Arc<Identity>,
+    /// The pools joined.
+    pub pools: Arc<Pools>,
     /// The carrier, for its status.
     pub carrier: Handle,
     /// Counters of the loop.
@@ -77,6 +80,7 @@ struct IdParams {
 
 #[derive(Deserialize)]
 struct TrustParams {
+    /// An npub, a key in hex, or a contact.
     npub: String,
     tier: Tier,
     limit_mc: Option<u64>,
@@ -143,7 +147,12 @@ impl ControlHandler for Handlers {
             }
             "peers/trust" => {
                 let params: TrustParams = parse(params)?;
-                let npub = key_of(&params.npub)?;
+                let known = contact::read(&params.npub, clock::now_ms() / 1000)
+                    .map_err(|e| ControlError::told(e.code(), &e))?;
+                let npub = match &known {
+                    Some(known) => known.npub.clone(),
+                    None => key_of(&params.npub)?,
+                };
                 if npub == self.identity.public().nostr {
                     let message = "this is the node's own npub";
                     return Err(ControlError::new("peer_is_self", message));
@@ -155,6 +164,9 @@ impl ControlHandler for Handlers {
                 if params.limit_mc.is_some_and(|limit| limit > AMOUNT_MAX_MC) {
                     let message = format!("a credit limit is at most {AMOUNT_MAX_MC} mc");
                     return Err(ControlError::new("amount_range", message));
+                }
+                if let Some(known) = known {
+                    self.command(Input::Introduce(Box::new(known))).await?;
                 }
                 self.command(Input::Trust {
                     npub,
@@ -223,6 +235,19 @@ impl ControlHandler for Handlers {
                 });
                 let unknown = || ControlError::new("peer_unknown", "no such peer is known here");
                 found.await?.ok_or_else(unknown)
+            }
+            "contact/show" => {
+                let relays = self.look(|node, _| Ok(node.policy().relays.clone()));
+                contact::show(&self.identity, relays.await?, clock::now_ms() / 1000)
+                    .map_err(|e| ControlError::told(e.code(), &e))
+            }
+            "pools/list" | "pools/create" | "pools/join" | "pools/invite" | "pools/rotate"
+            | "pools/leave" => {
+                let (pools, method) = (self.pools.clone(), method.to_owned());
+                // A change is on the disk before it is answered.
+                tokio::task::spawn_blocking(move || pools.call(&method, params))
+                    .await
+                    .map_err(|_| stopping())?
             }
             "proof/export" => self.proof(&parse::<IdParams>(params)?.id).await,
             "journal/read" => self.journal(params).await,

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::delivery::Tell;
 use super::order::{Arrival, Mail};
+use super::pools::Pools;
 use super::{Mailbox, clock};
 use crate::carrier::{CarrierEvent, RelayState};
 use crate::domain::step::{Incoming, Input, PlanFacts, Refused};
@@ -48,6 +49,7 @@ pub struct Opener {
     bindings: Mutex<BTreeMap<(String, String), BoundKeys>>,
     /// Per pool: the second, and how many wraps were opened in it.
     opened: Mutex<BTreeMap<String, (u64, u32)>>,
+    pools: Arc<Pools>,
     me: String,
     /// Where this machine's models are registered.
     models: PathBuf,
@@ -55,11 +57,12 @@ pub struct Opener {
 
 impl Opener {
     /// An opener for this ring.
-    pub fn new(keyring: Arc<Keyring>, me: String, models: PathBuf) -> Self {
+    pub fn new(keyring: Arc<Keyring>, pools: Arc<Pools>, me: String, models: PathBuf) -> Self {
         Self {
             keyring,
             bindings: Mutex::default(),
             opened: Mutex::default(),
+            pools,
             me,
             models,
         }
@@ -79,7 +82,9 @@ impl Opener {
         };
         let audience = |to: &str| match &verified.inbox {
             Inbox::Own => to == self.me,
-            Inbox::Pool { name, .. } => to.strip_prefix("pool:") == Some(name),
+            Inbox::Pool { name, epoch, .. } => {
+                self.pools.is_audience(to, name, *epoch, &verified.author)
+            }
             Inbox::Task(task) => self.is_reply_key(to, task),
         };
         let parsed = Message::parse(&verified.content, audience).map_err(|e| e.code())?;

@@ -1,6 +1,5 @@
 //! Start and stop: opens the home's store, joins the rooms, and takes them apart again.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
@@ -16,6 +15,7 @@ use super::handlers::Handlers;
 use super::inbox::{self, Opener};
 use super::leases::{LaborSettings, Leases};
 use super::order::{Counters, Mail, Outlets};
+use super::pools::Pools;
 use super::presence::Presence;
 use super::sealer::Sealer;
 use super::{Mailbox, clock, rows};
@@ -26,7 +26,6 @@ use crate::config::{
 use crate::domain::policy::{Permission, Permissions, Policy, Rule, SkillFacts};
 use crate::domain::step::Input;
 use crate::identity::conversation::Conversations;
-use crate::identity::pool::PoolSecret;
 use crate::identity::{Identity, IdentityError, parse_npub};
 use crate::labor::sandbox::{Sandbox, survey};
 use crate::labor::skills;
@@ -35,7 +34,7 @@ use crate::wire::binding::{Binding, BindingError};
 use crate::wire::verify::Keyring;
 
 /// A binding is signed anew at each start and holds this long.
-const BINDING_S: u64 = 90 * 86_400;
+pub(super) const BINDING_S: u64 = 90 * 86_400;
 /// NIP-44 conversation keys kept.
 const CONVERSATIONS: usize = 4_096;
 /// Leases have this long to come to rest at shutdown; together with the rest, an exit takes under 20 s.
@@ -154,18 +153,26 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
     // No worker of this node ever works with less than what its owner is told.
     sandbox.at_least = confined.as_ref().map_or(SandboxLevel::None, |r| r.level);
     let models = home.models_dir();
-    let policy = policy(&config, &identity, &read, &models, sandbox.at_least)?;
+    let mut policy = policy(&config, &identity, &read, &models, sandbox.at_least)?;
     let server = ControlServer::bind(
         &lock,
         config.limits.control_line_bytes,
         config.limits.control_connections,
     )?;
 
-    let pools = config
-        .pools
-        .iter()
-        .map(|name| Ok((name.clone(), PoolSecret::open(name)?)))
-        .collect::<Result<BTreeMap<_, _>, IdentityError>>()?;
+    let (mails, mailbox_end) = std::sync::mpsc::channel();
+    let mailbox = Mailbox::new(
+        mails,
+        usize::try_from(config.limits.mailbox_depth).unwrap_or(4_096),
+    );
+    let pools = Arc::new(Pools::load(
+        home.keys_dir(),
+        identity.clone(),
+        &config,
+        read.clone(),
+        mailbox.clone(),
+    )?);
+    policy.pools = pools.names();
     let conversations = Arc::new(Conversations::new(CONVERSATIONS));
     let keyring = Arc::new(Keyring::new(
         identity.nostr().clone(),
@@ -179,11 +186,6 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         Vec::new(),
     )?;
 
-    let (mails, mailbox_end) = std::sync::mpsc::channel();
-    let mailbox = Mailbox::new(
-        mails,
-        usize::try_from(config.limits.mailbox_depth).unwrap_or(4_096),
-    );
     let (changed, _) = broadcast::channel(8_192);
     let counters: Arc<Mutex<Counters>> = Arc::default();
     let (deliver, deliveries) = mpsc::unbounded_channel();
@@ -205,12 +207,10 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         ..Limits::default()
     };
     let clock_jump = Duration::from_millis(config.limits.clock_jump_ms);
-    let pow = config.pow.open_pool_bits;
     let sealer = Arc::new(Sealer {
         identity: identity.clone(),
         conversations,
         pools: pools.clone(),
-        pool_pow_bits: pow,
     });
     let core = Core::load(
         policy.clone(),
@@ -241,6 +241,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
     let generation = Arc::new(AtomicU64::new(0));
     let opener = Arc::new(Opener::new(
         keyring.clone(),
+        pools.clone(),
         policy.me.clone(),
         home.models_dir(),
     ));
@@ -279,8 +280,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         identity: identity.clone(),
         keyring,
         carrier: carrier.clone(),
-        pools,
-        pool_pow_bits: pow,
+        pools: pools.clone(),
         policy: policy.clone(),
         ad_every: Duration::from_secs(config.market.ad_every_s),
         mailbox: mailbox.clone(),
@@ -300,6 +300,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         changed,
         config,
         identity: identity.clone(),
+        pools,
         carrier,
         counters,
         outbox: outbox_state,

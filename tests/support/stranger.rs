@@ -131,6 +131,7 @@ impl Stranger {
         let keys = pool_key();
         let inbox = Inbox::Pool {
             name: "legion".into(),
+            epoch: 0,
             utc_day: utc_day(now_s()),
         };
         let public = keys.public_key();

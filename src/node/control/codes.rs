@@ -33,6 +33,11 @@ const PASSPHRASE: &str =
 const MODELS: &str = "`legion models` lists this machine's, `legion models add DIR` adds one";
 const WHY: &str = "`legion why ID` says why, per peer";
 
+const COPY: &str = "copy it again, from its first character to its last";
+const ASK_AGAIN: &str = "ask for a new one, by a way that you trust";
+const SAME_VERSION: &str = "use the same version of legion on both machines";
+const OTHER_KIND: &str = "`legion pool join` takes invites, `legion peers trust` takes contacts";
+
 /// Code, exit code, next step.
 type Row = (&'static str, u8, &'static str);
 
@@ -81,7 +86,7 @@ const INPUT: &[Row] = &[
     (
         "pool_unknown",
         FAULTY,
-        "add the pool to `pools` in config/legion.toml, and start the node again",
+        "`legion pool list` shows those that are joined; `legion pool join` takes an invite, `pools` in config/legion.toml names open ones",
     ),
     (
         "npub_invalid",
@@ -140,6 +145,54 @@ const INPUT: &[Row] = &[
     ("no_log", FAULTY, "`legion up` writes one"),
     ("not_built", FAILED, "use a build that has it"),
     ("keep_not_empty", FAULTY, "pass --keep with a new directory"),
+];
+
+/// Pools, invites and contacts.
+const POOLS: &[Row] = &[
+    ("invite_too_long", FAULTY, COPY),
+    ("invite_malformed", FAULTY, COPY),
+    ("invite_hrp", FAULTY, COPY),
+    ("invite_checksum", FAULTY, COPY),
+    ("invite_version", FAULTY, SAME_VERSION),
+    ("invite_kind", FAULTY, OTHER_KIND),
+    ("invite_signature", FAULTY, ASK_AGAIN),
+    ("invite_expired", FAULTY, ASK_AGAIN),
+    ("invite_superseded", FAULTY, ASK_AGAIN),
+    ("contact_too_long", FAULTY, COPY),
+    ("contact_malformed", FAULTY, COPY),
+    ("contact_hrp", FAULTY, COPY),
+    ("contact_checksum", FAULTY, COPY),
+    ("contact_version", FAULTY, SAME_VERSION),
+    ("contact_kind", FAULTY, OTHER_KIND),
+    ("contact_signature", FAULTY, ASK_AGAIN),
+    ("contact_expired", FAULTY, ASK_AGAIN),
+    (
+        "pool_name_taken",
+        FAULTY,
+        "leave the pool of that name first, or have the other created under another name",
+    ),
+    ("pool_name_invalid", FAULTY, "choose another name"),
+    (
+        "pool_open",
+        FAULTY,
+        "open pools are listed in `pools` of config/legion.toml; they have neither invites nor secrets",
+    ),
+    (
+        "pool_epoch_taken",
+        FAULTY,
+        "let one member rotate it again and invite the others",
+    ),
+    ("pools_too_many", FAULTY, "leave one first"),
+    (
+        "pool_file_invalid",
+        FAULTY,
+        "restore it from a backup, or move it away and join the pools again",
+    ),
+    (
+        "time_range",
+        FAULTY,
+        "pass a time within these bounds, as 12h or 7d",
+    ),
 ];
 
 /// Homes, settings, keys and other files.
@@ -369,7 +422,7 @@ const ENDS: &[Row] = &[
 ];
 
 fn rows() -> impl Iterator<Item = &'static Row> {
-    [INPUT, FILES, RUNNING, ENDS].into_iter().flatten()
+    [INPUT, POOLS, FILES, RUNNING, ENDS].into_iter().flatten()
 }
 
 /// Every code with a row, with its exit code and the next step.
