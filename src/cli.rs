@@ -184,18 +184,17 @@ fn run(cli: Cli) -> Exit {
         answered: Cell::new(false),
     };
     match dispatch(&context, cli.command) {
-        Ok(reply) => {
-            if output::print(&reply, context.json) {
-                reply.exit
-            } else {
-                Exit::FAILED
-            }
-        }
+        Ok(reply) => printed(output::print(&reply, context.json), reply.exit),
         Err(error) => {
             output::print_error(&error, context.json && !context.answered.get());
             error.exit
         }
     }
+}
+
+/// An answer that nobody could read is none.
+fn printed(written: bool, exit: Exit) -> Exit {
+    if written { exit } else { Exit::FAILED }
 }
 
 fn dispatch(context: &Context, command: Command) -> Result<Reply, CliError> {
@@ -236,8 +235,7 @@ fn report_usage(usage: &clap::Error, json: bool) -> Exit {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
     ) {
         let value = serde_json::json!({ "help": text.trim_end() });
-        output::print(&Reply::new(value, text), json);
-        return Exit::DONE;
+        return printed(output::print(&Reply::new(value, text), json), Exit::DONE);
     }
     if json {
         output::print_error(&CliError::usage_text(&text), true);
