@@ -123,6 +123,13 @@ impl Node {
                 "the award changes the units or the price of our bid",
             ));
         }
+        if award.detached.is_some() {
+            // The input is not here, and will not come: the node says why in place of the plan.
+            return Err(match &incoming.plan {
+                Some(Err(refused)) => refused.clone(),
+                _ => Refused::new("transfer_missing", "the input did not arrive"),
+            });
+        }
         let committed = crate::wire::market::commitment(&award.input, &award.salt)
             .is_ok_and(|c| c == award.commitment);
         if !committed {
@@ -149,12 +156,7 @@ impl Node {
                 ),
             ));
         }
-        if plan.output_bytes_max > super::RESULT_BYTES_MAX {
-            return Err(Refused::new(
-                "payload_too_large",
-                "the result would not fit into one envelope",
-            ));
-        }
+        self.fits(plan.output_bytes_max)?;
         let from = incoming.from.clone();
         let bid = matches!(incoming.body, Body::Award(_));
         let deal = self.would_do(

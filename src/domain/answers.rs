@@ -233,6 +233,12 @@ impl Node {
                 self.journal("paused", Some(&task), serde_json::json!({"award_no": no, "reason": reason, "retry_at_ms": retry_at_ms}));
                 self.changed(&task);
             }
+            News::Completed(result) if result.detached.is_some() => {
+                return Err(Refused::new(
+                    "transfer_missing",
+                    "a result whose payload was not fetched",
+                ));
+            }
             News::Completed(result) => {
                 return self.on_result(now, chance, from, &task, no, *result);
             }

@@ -14,12 +14,15 @@ use super::delivery::Tell;
 use super::order::{Answer, Arrival, Mail, Order, Outlets};
 use super::rows::{self, Parcel};
 use super::sealer::{Early, Sealer};
+use super::transfer::detach::{self, Held};
+use super::transfer::{Quota, Tell as TransferTell, rows as moves};
 use super::{Mailbox, clock, crash};
 use crate::domain::Node;
 use crate::domain::policy::Policy;
 use crate::domain::step::{Addressee, Chance, Change, Effect, Input, Refused, Send, Step};
 use crate::store::{Limits, Store, StoreError};
 use crate::wire::message::{Ack, Body};
+use crate::wire::transfer;
 
 /// The loop looks up at least this often.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -60,6 +63,7 @@ pub struct Core {
     pub(super) announced: BTreeMap<(String, u32), u64>,
     pub(super) prune_at: Instant,
     pub(super) limits: Limits,
+    pub(super) quota: Quota,
     pub(super) watch: clock::JumpWatch,
 }
 
@@ -70,7 +74,7 @@ impl Core {
         policy: Policy,
         store: Arc<Store>,
         outlets: Outlets,
-        limits: Limits,
+        (limits, quota): (Limits, Quota),
         clock_jump: Duration,
         sealer: Arc<Sealer>,
     ) -> Result<Self, StoreError> {
@@ -92,6 +96,7 @@ impl Core {
             announced: BTreeMap::new(),
             prune_at: Instant::now() + Duration::from_secs(60),
             limits,
+            quota,
             watch: clock::JumpWatch::new(clock_jump),
         })
     }
@@ -225,6 +230,14 @@ impl Core {
                 batch.gather(step);
             }
             Mail::Arrival(arrival) => self.arrive(now, *arrival, batch)?,
+            Mail::Whole(key, incoming) => {
+                batch.arrived.push(key.clone());
+                let input = Input::Message(incoming.clone());
+                self.recall(&input)?;
+                let step = self.step(now, input);
+                batch.gather(step);
+                batch.again.push(Mail::Whole(key, incoming));
+            }
             Mail::Delivered(rows) => {
                 self.delivered.extend(rows);
                 self.delivered_due
@@ -266,7 +279,20 @@ impl Core {
             self.count(code);
         }
         for incoming in &arrival.messages {
-            let input = Input::Message(Box::new(incoming.clone()));
+            let mut incoming = incoming.clone();
+            if transfer::detached(&incoming.body).is_some() {
+                self.recall(&Input::Message(Box::new(incoming.clone())))?;
+                let (quota, held) = (self.quota, &batch.held);
+                match detach::hold(&self.node, &self.store, now, quota, held, &incoming)? {
+                    Held::Waits(row) => batch.held.push(*row),
+                    Held::Refused(refused) => incoming.plan = Some(Err(refused)),
+                    Held::Again => {}
+                }
+                if incoming.plan.is_none() {
+                    continue;
+                }
+            }
+            let input = Input::Message(Box::new(incoming));
             self.recall(&input)?;
             let step = self.step(now, input);
             batch.gather(step);
@@ -339,6 +365,15 @@ impl Core {
             if touch {
                 rows::set_read_until_s(txn, read_until_s)?;
             }
+            for (row, plain) in &batch.parted {
+                moves::put_new(txn, row, plain)?;
+            }
+            for row in &batch.held {
+                moves::put(txn, row)?;
+            }
+            for key in &batch.arrived {
+                moves::remove(txn, key)?;
+            }
             parcels
                 .into_iter()
                 .zip(early)
@@ -359,8 +394,13 @@ impl Core {
     fn pack(&mut self, now: u64, batch: &mut Batch) -> Vec<Parcel> {
         let mut open: BTreeMap<Addressee, (usize, Parcel)> = BTreeMap::new();
         let mut full = Vec::new();
-        for send in std::mem::take(&mut batch.sends) {
-            let bytes = serde_json::to_vec(&send.body).map_or(PARCEL_BYTES, |b| b.len()) + 300;
+        for mut send in std::mem::take(&mut batch.sends) {
+            let mut json = serde_json::to_vec(&send.body).unwrap_or_default();
+            if let Some(parted) = detach::detach(&mut send, &json) {
+                batch.parted.push(parted);
+                json = serde_json::to_vec(&send.body).unwrap_or_default();
+            }
+            let bytes = json.len() + 300;
             let to = send.to.clone();
             if let Some((used, _)) = open.get(&to)
                 && used + bytes > PARCEL_BYTES
@@ -410,6 +450,16 @@ impl Core {
     fn let_out(&mut self, batch: Batch, parcels: Vec<Numbered>) {
         if !batch.swept.is_empty() {
             let _ = self.outlets.presence.send(Order::Sweep(batch.swept));
+        }
+        let begun = batch.parted.into_iter().map(|(row, _)| row);
+        for row in begun.chain(batch.held) {
+            let _ = self
+                .outlets
+                .transfers
+                .send(TransferTell::Began(Box::new(row)));
+        }
+        for key in batch.arrived {
+            let _ = self.outlets.transfers.send(TransferTell::Gone(key));
         }
         for (npub, rumor) in batch.acks {
             self.acks.entry(npub).or_default().push(rumor);

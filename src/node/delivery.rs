@@ -235,16 +235,16 @@ impl Deliverer {
                 self.by_rumor.insert(sealed.rumor, seq);
                 (row.rumor, row.recipient) = (Some(sealed.rumor), Some(sealed.recipient));
                 row.event = Some(sealed.event.clone());
-                to.extend(
-                    row.parcel
-                        .sends
-                        .iter()
-                        .flat_map(|s| s.relays.iter().cloned())
-                        .filter(|r| r.starts_with("wss://")),
-                );
-                to.sort();
-                to.dedup();
             }
+            // What is tried once goes where its reader reads, too.
+            to.extend(
+                sealed
+                    .relays
+                    .into_iter()
+                    .filter(|r| r.starts_with("wss://")),
+            );
+            to.sort();
+            to.dedup();
             Self::send(&self.carrier, &self.relays, &sealed.event, &to).await;
         }
         crash::point("published", &[]);

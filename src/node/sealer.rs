@@ -41,6 +41,8 @@ pub struct Sealed {
     pub rumor: EventId,
     /// Whose inbox it goes to.
     pub recipient: PublicKey,
+    /// Relays where the recipient reads, beside ours.
+    pub relays: Vec<String>,
     /// The wrap.
     pub event: Outgoing,
 }
@@ -118,6 +120,11 @@ impl Sealer {
         Ok(Sealed {
             rumor: envelope.rumor_id(),
             recipient,
+            relays: parcel
+                .sends
+                .iter()
+                .flat_map(|s| s.relays.iter().cloned())
+                .collect(),
             event: Outgoing::from_event(&event),
         })
     }

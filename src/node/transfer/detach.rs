@@ -1,0 +1,195 @@
+//! Where transfers begin: a message that is too large for its envelope is parted from its payload, and one that comes without
+//! its payload is held until that is here. Called by the loop, within its batch.
+
+use sha2::{Digest, Sha256};
+
+use super::rows::{self, Bits, End, Move};
+use crate::domain::Node;
+use crate::domain::peer::Tier;
+use crate::domain::step::{Addressee, Incoming, Refused, Send};
+use crate::identity::blob;
+use crate::store::{Store, StoreError};
+use crate::wire::message::Body;
+use crate::wire::transfer::{self, Detached, INLINE_BYTES};
+
+/// What incoming transfers may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Quota {
+    /// Transfers of one known peer at once; strangers together have an eighth of it.
+    pub per_peer: usize,
+    /// Sealed bytes of all of them together.
+    pub disk_bytes: u64,
+}
+
+/// A payload that was taken out of its message: its row, and the payload in clear.
+pub(in crate::node) type Parted = (Move, Vec<u8>);
+
+/// Parts a message of this many bytes from its payload if it would not fit into an envelope.
+pub(in crate::node) fn detach(send: &mut Send, json: &[u8]) -> Option<Parted> {
+    // In a rumor's JSON the message is a string: quotes and backslashes take two bytes.
+    let doubled = json.iter().filter(|b| matches!(b, b'"' | b'\\')).count();
+    let Addressee::Peer(peer) = &send.to else {
+        return None;
+    };
+    if json.len() + doubled <= INLINE_BYTES || send.ephemeral {
+        return None;
+    }
+    let (task, award_no, result, expires_ms) = match &send.body {
+        Body::Award(award) | Body::Request(award) => (
+            award.task.clone(),
+            award.award_no,
+            false,
+            award.accept_by_ms,
+        ),
+        Body::Update(update) => (update.task.clone(), update.award_no, true, send.expires_ms),
+        _ => return None,
+    };
+    let mut id = [0u8; 16];
+    getrandom::fill(&mut id).ok()?;
+    let members = transfer::take(&mut send.body)?;
+    let plain = serde_json::to_vec(&members).ok()?;
+    let detached = Detached {
+        id: hex::encode(id),
+        bytes: plain.len() as u64,
+        sha256: hex::encode(Sha256::digest(&plain)),
+    };
+    if let Some(slot) = transfer::slot(&mut send.body) {
+        *slot = Some(detached.clone());
+    }
+    let row = Move {
+        peer: peer.clone(),
+        relays: send.relays.clone(),
+        task,
+        award_no,
+        result,
+        expires_ms,
+        have: Bits::none(detached.chunks()),
+        eph: None,
+        end: End::Out(None),
+        detached,
+    };
+    Some((row, plain))
+}
+
+/// What becomes of a message without its payload.
+pub(in crate::node) enum Held {
+    /// It waits.
+    Waits(Box<Move>),
+    /// The same message waits already.
+    Again,
+    /// It goes to the decisions as it is: they say no, for this reason.
+    Refused(Refused),
+}
+
+/// Holds a message that came without its payload, if that is wanted and there is room. `also` are those held in the same batch.
+///
+/// # Errors
+/// The store's.
+pub(in crate::node) fn hold(
+    node: &Node,
+    store: &Store,
+    now: u64,
+    quota: Quota,
+    also: &[Move],
+    incoming: &Incoming,
+) -> Result<Held, StoreError> {
+    let Some(detached) = transfer::detached(&incoming.body) else {
+        return Ok(Held::Refused(Refused::new(
+            "transfer_missing",
+            "no payload",
+        )));
+    };
+    if let Err(refused) = node.would_fetch(now, incoming) {
+        return Ok(Held::Refused(refused));
+    }
+    let (task, award_no, result, expires_ms) = match &incoming.body {
+        Body::Award(award) | Body::Request(award) => (
+            award.task.clone(),
+            award.award_no,
+            false,
+            award.accept_by_ms,
+        ),
+        Body::Update(update) => {
+            let until = node.jobs().get(&update.task).and_then(|job| {
+                let mut awards = job.awards.iter();
+                awards
+                    .find(|a| a.no == update.award_no)
+                    .map(|a| a.settle_by_ms)
+            });
+            (
+                update.task.clone(),
+                update.award_no,
+                true,
+                until.unwrap_or(now),
+            )
+        }
+        _ => return Ok(Held::Again),
+    };
+    let stored = rows::all(&store.view()?, "in/")?;
+    let rows = || stored.iter().chain(also);
+    if rows().any(|row| row.peer == incoming.from && row.detached.id == detached.id) {
+        return Ok(Held::Again);
+    }
+    if let Err(refused) = room(node, rows(), quota, &incoming.from, detached) {
+        return Ok(Held::Refused(refused));
+    }
+    let Ok((once, public)) = blob::one_time() else {
+        return Ok(Held::Refused(Refused::new(
+            "transfer_key",
+            "no key could be made",
+        )));
+    };
+    let relays = node.peers().get(&incoming.from).map(|p| p.relays.clone());
+    Ok(Held::Waits(Box::new(Move {
+        peer: incoming.from.clone(),
+        relays: relays.unwrap_or_default(),
+        task,
+        award_no,
+        result,
+        expires_ms,
+        have: Bits::none(detached.chunks()),
+        eph: None,
+        end: End::In {
+            once: hex::encode(once.as_slice()),
+            public: hex::encode(public),
+            message: Box::new(incoming.body.clone()),
+        },
+        detached: detached.clone(),
+    })))
+}
+
+fn room<'a>(
+    node: &Node,
+    rows: impl Iterator<Item = &'a Move> + Clone,
+    quota: Quota,
+    from: &str,
+    detached: &Detached,
+) -> Result<(), Refused> {
+    let stranger = |peer: &str| {
+        let known = node.peers().get(peer);
+        known.is_none_or(|p| p.tier == Tier::Stranger)
+    };
+    let (open, most) = if stranger(from) {
+        let open = rows.clone().filter(|row| stranger(&row.peer)).count();
+        (open, (quota.per_peer / 8).max(1))
+    } else {
+        let open = rows.clone().filter(|row| row.peer == from).count();
+        (open, quota.per_peer)
+    };
+    if open >= most {
+        return Err(Refused::new(
+            "too_many_transfers",
+            format!("{open} payloads are on their way here already; {most} are the limit"),
+        ));
+    }
+    let held: u64 = rows
+        .map(|row| transfer::sealed_bytes(row.detached.bytes))
+        .sum();
+    if held.saturating_add(transfer::sealed_bytes(detached.bytes)) > quota.disk_bytes {
+        return Err(Refused::new(
+            "transfer_disk_full",
+            format!("payloads on their way here take {held} bytes already"),
+        ));
+    }
+    Ok(())
+}
