@@ -32,6 +32,8 @@ mod outage;
 mod owner;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod path;
+#[cfg(all(feature = "labor", feature = "relay"))]
+mod payload;
 #[cfg(feature = "relay")]
 mod relay;
 mod sim;

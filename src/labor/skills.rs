@@ -4,6 +4,8 @@
 //!
 //! To add a skill: one file beside `simulation.rs` that implements [`Skill`], and one line in [`registry`].
 
+#[cfg(any(feature = "crash-points", debug_assertions))]
+pub mod echo;
 pub mod simulation;
 
 use serde::de::DeserializeOwned;
@@ -40,7 +42,7 @@ impl SkillError {
     }
 
     pub(crate) fn unknown(skill: &str) -> Self {
-        let known: Vec<&str> = registry().iter().map(|skill| skill.id()).collect();
+        let known: Vec<&str> = catalog().iter().map(|skill| skill.id).collect();
         Self {
             code: "skill_unknown",
             message: format!("no skill `{skill}` here; known: {}", known.join(", ")),
@@ -119,7 +121,11 @@ pub mod cores;
 
 /// Every skill of this build.
 pub fn registry() -> &'static [&'static dyn Skill] {
-    &[&simulation::Simulation]
+    &[
+        &simulation::Simulation,
+        #[cfg(any(feature = "crash-points", debug_assertions))]
+        &echo::Echo,
+    ]
 }
 
 /// An input as a skill's own type. A refusal names the field that is to blame.
@@ -179,7 +185,10 @@ fn blame(name: &str, error: &str) -> String {
 
 /// What this node can do, for its card and `legion skills`.
 pub fn catalog() -> Vec<SkillInfo> {
-    registry().iter().map(|skill| skill.info()).collect()
+    let offered =
+        |skill: &&&dyn Skill| skill.id() != "echo" || std::env::var_os("LEGION_ECHO").is_some();
+    let skills = registry().iter().filter(offered);
+    skills.map(|skill| skill.info()).collect()
 }
 
 /// Find a skill by id; code `skill_unknown`.
