@@ -14,7 +14,7 @@ use super::delivery::Tell;
 use super::order::{Answer, Arrival, Mail, Order, Outlets};
 use super::rows::{self, Parcel};
 use super::sealer::{Early, Sealer};
-use super::transfer::detach::{self, Held};
+use super::transfer::detach;
 use super::transfer::{Quota, Tell as TransferTell, rows as moves};
 use super::{Mailbox, clock, crash};
 use crate::domain::Node;
@@ -22,7 +22,6 @@ use crate::domain::policy::Policy;
 use crate::domain::step::{Addressee, Chance, Change, Effect, Input, Refused, Send, Step};
 use crate::store::{Limits, Store, StoreError};
 use crate::wire::message::{Ack, Body};
-use crate::wire::transfer;
 
 /// The loop looks up at least this often.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -280,17 +279,8 @@ impl Core {
         }
         for incoming in &arrival.messages {
             let mut incoming = incoming.clone();
-            if transfer::detached(&incoming.body).is_some() {
-                self.recall(&Input::Message(Box::new(incoming.clone())))?;
-                let (quota, held) = (self.quota, &batch.held);
-                match detach::hold(&self.node, &self.store, now, quota, held, &incoming)? {
-                    Held::Waits(row) => batch.held.push(*row),
-                    Held::Refused(refused) => incoming.plan = Some(Err(refused)),
-                    Held::Again => {}
-                }
-                if incoming.plan.is_none() {
-                    continue;
-                }
+            if self.hold_back(now, &mut incoming, batch)? {
+                continue;
             }
             let input = Input::Message(Box::new(incoming));
             self.recall(&input)?;
@@ -301,7 +291,7 @@ impl Core {
         Ok(())
     }
 
-    fn recall(&mut self, input: &Input) -> Result<(), StoreError> {
+    pub(super) fn recall(&mut self, input: &Input) -> Result<(), StoreError> {
         let names = matches!(
             input,
             Input::Ask(_) | Input::Cancel { .. } | Input::Message(_)

@@ -6,11 +6,16 @@ use sha2::{Digest, Sha256};
 use super::rows::{self, Bits, End, Move};
 use crate::domain::Node;
 use crate::domain::peer::Tier;
-use crate::domain::step::{Addressee, Incoming, Refused, Send};
+use crate::domain::step::{Addressee, Incoming, Input, Refused, Send};
 use crate::identity::blob;
+use crate::node::batch::Batch;
+use crate::node::core::Core;
 use crate::store::{Store, StoreError};
 use crate::wire::message::Body;
 use crate::wire::transfer::{self, Detached, INLINE_BYTES};
+
+/// Whoever found no room may try again after this.
+const RETRY_AFTER_MS: u64 = 5_000;
 
 /// What incoming transfers may take.
 #[derive(Debug, Clone, Copy)]
@@ -71,8 +76,37 @@ pub(in crate::node) fn detach(send: &mut Send, json: &[u8]) -> Option<Parted> {
     Some((row, plain))
 }
 
+impl Core {
+    /// Keeps a message without its payload back, if that is to be fetched. Otherwise the decisions hear it as it is, with the
+    /// reason in place of a plan.
+    ///
+    /// # Errors
+    /// The store's.
+    pub(in crate::node) fn hold_back(
+        &mut self,
+        now: u64,
+        incoming: &mut Incoming,
+        batch: &mut Batch,
+    ) -> Result<bool, StoreError> {
+        if transfer::detached(&incoming.body).is_none() {
+            return Ok(false);
+        }
+        self.recall(&Input::Message(Box::new(incoming.clone())))?;
+        let (quota, also) = (self.quota, &batch.held);
+        match hold(&self.node, &self.store, now, quota, also, incoming)? {
+            Held::Waits(row) => batch.held.push(*row),
+            Held::Again => {}
+            Held::Refused(refused) => {
+                incoming.plan = Some(Err(refused));
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
 /// What becomes of a message without its payload.
-pub(in crate::node) enum Held {
+enum Held {
     /// It waits.
     Waits(Box<Move>),
     /// The same message waits already.
@@ -85,7 +119,7 @@ pub(in crate::node) enum Held {
 ///
 /// # Errors
 /// The store's.
-pub(in crate::node) fn hold(
+fn hold(
     node: &Node,
     store: &Store,
     now: u64,
@@ -130,7 +164,7 @@ pub(in crate::node) fn hold(
     if rows().any(|row| row.peer == incoming.from && row.detached.id == detached.id) {
         return Ok(Held::Again);
     }
-    if let Err(refused) = room(node, rows(), quota, &incoming.from, detached) {
+    if let Err(refused) = room(node, now, rows(), quota, &incoming.from, detached) {
         return Ok(Held::Refused(refused));
     }
     let Ok((once, public)) = blob::one_time() else {
@@ -160,6 +194,7 @@ pub(in crate::node) fn hold(
 
 fn room<'a>(
     node: &Node,
+    now: u64,
     rows: impl Iterator<Item = &'a Move> + Clone,
     quota: Quota,
     from: &str,
@@ -177,19 +212,17 @@ fn room<'a>(
         (open, quota.per_peer)
     };
     if open >= most {
-        return Err(Refused::new(
-            "too_many_transfers",
-            format!("{open} payloads are on their way here already; {most} are the limit"),
-        ));
+        let text = format!("{open} payloads are on their way here already; {most} are the limit");
+        let refused = Refused::new("too_many_transfers", text);
+        return Err(refused.retry_at(Some(now.saturating_add(RETRY_AFTER_MS))));
     }
     let held: u64 = rows
         .map(|row| transfer::sealed_bytes(row.detached.bytes))
         .sum();
     if held.saturating_add(transfer::sealed_bytes(detached.bytes)) > quota.disk_bytes {
-        return Err(Refused::new(
-            "transfer_disk_full",
-            format!("payloads on their way here take {held} bytes already"),
-        ));
+        let text = format!("payloads on their way here take {held} bytes already");
+        let refused = Refused::new("transfer_disk_full", text);
+        return Err(refused.retry_at(Some(now.saturating_add(RETRY_AFTER_MS))));
     }
     Ok(())
 }

@@ -17,8 +17,10 @@ const WINDOW_FIRST: usize = 16;
 const WINDOW_LEAST: usize = 4;
 const WINDOW_MOST: usize = 48;
 const WINDOW_STEP: usize = 4;
-/// A piece that was sent so long ago and is still missing was lost.
-const LOST_AFTER: Duration = Duration::from_secs(2);
+/// A piece that was sent so long ago may be called lost once a later one has arrived ...
+const LOST_AFTER: Duration = Duration::from_secs(1);
+/// ... and after this without any.
+const LOST_BY_SILENCE: Duration = Duration::from_secs(6);
 /// After a restart nobody here knows what is still on its way: nothing is sent before this, and before a word of the receiver.
 const RESTART_PAUSE: Duration = Duration::from_secs(2);
 
@@ -105,21 +107,29 @@ impl Sending {
         let chunks = self.row.detached.chunks();
         let mut row = self.row.clone();
         let mut gaps = have.missing.iter().copied().peekable();
-        let mut lost = false;
+        let (mut lacking, mut newest) = (Vec::new(), None);
         for at in 0..have.upto.min(chunks) {
             while gaps.next_if(|(_, to)| *to <= at).is_some() {}
             if gaps.peek().is_none_or(|(from, _)| at < *from) {
                 row.have.add(at);
-                self.under_way.remove(&at);
-            } else if self
-                .under_way
-                .get(&at)
-                .is_some_and(|sent| *sent + LOST_AFTER <= now)
-            {
-                self.under_way.remove(&at);
-                lost = true;
+                newest = newest.max(self.under_way.remove(&at));
+            } else if let Some(sent) = self.under_way.get(&at) {
+                lacking.push((at, *sent));
             }
         }
+        // Relays keep the order of what they take: a piece is lost if one that was sent after it is there, or if nothing
+        // comes any more.
+        let patience = if newest.is_some() {
+            LOST_AFTER
+        } else {
+            LOST_BY_SILENCE
+        };
+        let lost = |sent: Instant| sent + patience <= now && newest.is_none_or(|n| sent < n);
+        let before = self.under_way.len();
+        for (at, _) in lacking.into_iter().filter(|(_, sent)| lost(*sent)) {
+            self.under_way.remove(&at);
+        }
+        let lost = self.under_way.len() < before;
         if row.have != self.row.have {
             // Only what is durable is built upon; otherwise it is heard again.
             match rooms.store.write(|txn| rows::put(txn, &row)) {
