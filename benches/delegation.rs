@@ -6,8 +6,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -24,7 +23,11 @@ use legiond::wire::verify::{Keyring, verify};
 use nostr::Keys;
 use serde_json::{Value, json};
 
-const LEGION: &str = env!("CARGO_BIN_EXE_legion");
+#[path = "../tests/support/world.rs"]
+#[allow(dead_code)]
+mod world;
+
+use world::{Node, Relay};
 
 fn main() {
     // `cargo test --all-targets` runs benches without `--bench`: nothing is measured then.
@@ -299,128 +302,28 @@ fn proof_check() -> f64 {
 
 // ---- nodes ---------------------------------------------------------------------------------------------------------
 
-struct Relay {
-    child: Child,
-    url: String,
-}
-
-impl Relay {
-    fn start() -> Self {
-        let mut child = Command::new(LEGION)
-            .args(["relay", "--json", "--listen", "127.0.0.1:0"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let ready: Value = serde_json::from_str(&first_line(&mut child)).unwrap();
-        Self {
-            child,
-            url: ready["url"].as_str().unwrap().to_owned(),
-        }
+/// A node under the limits for which the figures hold: no rate limit, credit for the whole run, room for every caller.
+fn node(dir: &Path, name: &str, relay: &str) -> Node {
+    let mut node = Node::init(dir, name, &[relay]);
+    for (table, key, value) in [
+        ("permissions.trusted", "max_per_min", "100000000"),
+        ("permissions.trusted", "max_concurrent", "4096"),
+        ("limits", "control_connections", "1024"),
+        ("limits", "tasks_per_peer", "4096"),
+        ("labor", "slots", "256"),
+    ] {
+        node.configure(table, key, value);
     }
+    node.up();
+    node
 }
 
-impl Drop for Relay {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+fn client(node: &Node) -> Client {
+    let stream = UnixStream::connect(node.home.join("legion.sock")).unwrap();
+    Client {
+        reader: BufReader::new(stream.try_clone().unwrap()),
+        writer: stream,
     }
-}
-
-fn first_line(child: &mut Child) -> String {
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    line
-}
-
-struct Node {
-    child: Child,
-    home: PathBuf,
-    npub: String,
-}
-
-impl Node {
-    fn start(dir: &Path, name: &str, relay: &str) -> Self {
-        let home = dir.join(name);
-        let words = dir.join(format!("{name}.words"));
-        let run = |args: &[&str]| {
-            let output = Command::new(LEGION)
-                .arg("--home")
-                .arg(&home)
-                .arg("--json")
-                .args(args)
-                .output()
-                .unwrap();
-            assert!(
-                output.status.success(),
-                "{}",
-                String::from_utf8_lossy(&output.stderr)
-            );
-            serde_json::from_slice::<Value>(&output.stdout).unwrap()
-        };
-        let id = run(&[
-            "init",
-            "--no-passphrase",
-            "--relay",
-            relay,
-            "--mnemonic-out",
-            words.to_str().unwrap(),
-        ]);
-        // The limits under which the figures hold: no rate limit, credit for the whole run, room for every caller.
-        let path = home.join("config/legion.toml");
-        let text = std::fs::read_to_string(&path).unwrap();
-        let text = set(&text, "max_per_min", "100000000");
-        let text = set(&text, "max_concurrent", "4096");
-        let text = set(&text, "control_connections", "1024");
-        let text = set(&text, "tasks_per_peer", "4096");
-        let text = set(&text, "slots", "256");
-        std::fs::write(&path, text).unwrap();
-        let log = std::fs::File::create(dir.join(format!("{name}.log"))).unwrap();
-        let mut child = Command::new(LEGION)
-            .arg("--home")
-            .arg(&home)
-            .args(["--json", "up"])
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        first_line(&mut child);
-        Self {
-            child,
-            home,
-            npub: id["npub"].as_str().unwrap().to_owned(),
-        }
-    }
-
-    fn client(&self) -> Client {
-        let stream = UnixStream::connect(self.home.join("legion.sock")).unwrap();
-        Client {
-            reader: BufReader::new(stream.try_clone().unwrap()),
-            writer: stream,
-        }
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Sets every `key = …` line of a configuration text.
-fn set(text: &str, key: &str, value: &str) -> String {
-    let line = |line: &str| {
-        let bare = line.trim_start();
-        if bare.split('=').next().is_some_and(|k| k.trim() == key) {
-            format!("{key} = {value}")
-        } else {
-            line.to_owned()
-        }
-    };
-    text.lines().map(line).collect::<Vec<_>>().join("\n") + "\n"
 }
 
 struct Client {
@@ -458,25 +361,22 @@ impl Client {
 struct World {
     asker: Node,
     worker: Node,
-    _relay: Relay,
+    relay: Relay,
 }
 
 impl World {
     fn start(dir: &Path) -> Self {
         let relay = Relay::start();
-        let asker = Node::start(dir, "asker", &relay.url);
-        let worker = Node::start(dir, "worker", &relay.url);
+        let asker = node(dir, "asker", &relay.url);
+        let worker = node(dir, "worker", &relay.url);
         for (node, other) in [(&asker, &worker), (&worker, &asker)] {
             let params = json!({"npub": other.npub, "tier": "trusted", "limit_mc": 1_000_000_000});
-            node.client()
-                .call("peers/trust", params, "\u{0}")
-                .0
-                .unwrap();
+            client(node).call("peers/trust", params, "\u{0}").0.unwrap();
         }
         let world = Self {
             asker,
             worker,
-            _relay: relay,
+            relay,
         };
         // Both have seen each other's ad, and the workers are warm.
         world.latency(false, 10);
@@ -501,7 +401,7 @@ impl World {
     }
 
     fn latency(&self, directed: bool, rounds: usize) -> (f64, f64) {
-        let mut client = self.asker.client();
+        let mut client = client(&self.asker);
         let mut ms = Vec::new();
         for _ in 0..rounds {
             let (done, took) = self.ask(&mut client, directed);
@@ -516,8 +416,7 @@ impl World {
         [&self.asker, &self.worker]
             .iter()
             .map(|node| {
-                let book = node
-                    .client()
+                let book = client(node)
                     .call("ledger/get", json!({}), "\u{0}")
                     .0
                     .unwrap();
@@ -536,16 +435,16 @@ impl World {
         let (stop, failed) = (AtomicBool::new(false), AtomicU64::new(0));
         let before = self.settled();
         let cpu = [
-            cpu_s(self.asker.child.id()),
-            cpu_s(self.worker.child.id()),
-            cpu_s(self._relay.child.id()),
+            cpu_s(self.asker.pid()),
+            cpu_s(self.worker.pid()),
+            cpu_s(self.relay.pid()),
         ];
         let began = Instant::now();
         let mut counted = (0, Duration::ZERO);
         std::thread::scope(|scope| {
             for _ in 0..at_once {
                 scope.spawn(|| {
-                    let mut client = self.asker.client();
+                    let mut client = client(&self.asker);
                     while !stop.load(Ordering::Relaxed) {
                         if let Err(error) = self.ask(&mut client, true).0
                             && failed.fetch_add(1, Ordering::Relaxed) == 0
@@ -562,9 +461,9 @@ impl World {
         let share = |now: f64, before: f64| (now - before) / counted.1.as_secs_f64() * 100.0;
         let used = format!(
             "asker {:.0} %, worker {:.0} %, relay {:.0} %",
-            share(cpu_s(self.asker.child.id()), cpu[0]),
-            share(cpu_s(self.worker.child.id()), cpu[1]),
-            share(cpu_s(self._relay.child.id()), cpu[2])
+            share(cpu_s(self.asker.pid()), cpu[0]),
+            share(cpu_s(self.worker.pid()), cpu[1]),
+            share(cpu_s(self.relay.pid()), cpu[2])
         );
         (
             (counted.0 - before) as f64 / counted.1.as_secs_f64(),

@@ -1,6 +1,6 @@
 //! What a person types. This file holds the command line's shape and its dispatch; each command is a file below.
 //!
-//! A command turns arguments into a [`Reply`] or a [`CliError`]; only this room writes to stdout, and with `--json` it writes
+//! A command turns arguments into a `Reply` or a `CliError`; only this room writes to stdout, and with `--json` it writes
 //! exactly one object there. Commands that need the running node reach it over its Unix socket and never open its store.
 
 mod adapters;
@@ -17,6 +17,7 @@ mod input;
 mod ledger;
 mod logging;
 mod logs;
+mod models;
 mod output;
 mod passphrase;
 mod pause;
@@ -87,6 +88,8 @@ enum Command {
     Relay(relay::Args),
     /// List the skills this machine can do
     Skills,
+    /// Add, list or remove the models that skills use
+    Models(models::Args),
     /// List peers, trust one or forget one
     Peers(peers::Args),
     /// Stop foreign work, or limit its cores
@@ -195,7 +198,8 @@ fn dispatch(context: &Context, command: Command) -> Result<Reply, CliError> {
         Command::Config(args) => config_check::run(context, &args),
         Command::Logs(args) => logs::run(context, &args),
         Command::Relay(args) => relay::run(context, &args),
-        Command::Skills => skills::run(),
+        Command::Skills => skills::run(context),
+        Command::Models(args) => models::run(context, args),
         Command::Peers(args) => peers::run(context, args),
         Command::Pause(args) => pause::run(context, &args),
         Command::Resume(args) => resume::run(context, &args),

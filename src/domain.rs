@@ -1,6 +1,6 @@
 //! The decisions. Pure: the same inputs in the same order give the same bytes.
 //!
-//! [`Node::handle`] takes one input at a time and says what must become durable ([`Change`]) and what may happen after
+//! [`Node::handle`] takes one input at a time and says what must become durable ([`Change`](step::Change)) and what may happen after
 //! that ([`Effect`]). It reads no clock, draws no randomness, does no I/O and holds no float: time and chance are
 //! parameters. Memory holds live jobs, live engagements, balances and peers; everything else is in the store, from where
 //! the node room prefetches what an input names (`recall`).
@@ -12,6 +12,7 @@ mod asking;
 mod auction;
 mod bidding;
 mod claims;
+mod crowd;
 pub mod engagement;
 mod flow;
 pub mod history;
@@ -72,6 +73,8 @@ pub struct Node {
     work_wakes: wakes::Wakes,
     /// Who holds the hardware is to be decided anew, though no engagement has changed.
     unsettled: bool,
+    /// With so many peers in memory room is made for a newcomer.
+    crowded_at: usize,
     /// Inboxes are being read to their end: no timer is judged.
     draining: bool,
     /// At least one inbox relay is connected.
@@ -80,6 +83,8 @@ pub struct Node {
     caught_up_ms: Ms,
     stopping: bool,
     loopback: VecDeque<Incoming>,
+    /// Offers declined because of a pause, by `<requester>/<task>`, each with the time from when it says nothing.
+    held: BTreeMap<String, (Ms, Incoming)>,
     dirty: Dirty,
     out: Step,
 }
@@ -100,11 +105,13 @@ impl Node {
             job_wakes: wakes::Wakes::default(),
             work_wakes: wakes::Wakes::default(),
             unsettled: true,
+            crowded_at: 0,
             draining: true,
             online: false,
             caught_up_ms: 0,
             stopping: false,
             loopback: VecDeque::new(),
+            held: BTreeMap::new(),
             dirty: Dirty::default(),
             out: Step::default(),
         }
@@ -205,7 +212,7 @@ impl Node {
             } => self.on_trust(now, &npub, tier, limit_mc),
             Input::Forget { npub } => self.on_forget(&npub),
             Input::Pause { mode, for_ms } => self.on_pause(now, mode, for_ms),
-            Input::Resume => self.on_resume(),
+            Input::Resume => self.on_resume(now),
             Input::Shutdown => self.on_shutdown(),
             Input::Message(incoming) => self.on_message(now, chance, *incoming),
             Input::Labor { key, news } => self.on_labor(now, &key, news),

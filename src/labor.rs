@@ -11,6 +11,8 @@
 
 pub mod checkpoint;
 pub mod frames;
+#[cfg(feature = "labor")]
+pub mod models;
 pub mod skills;
 pub mod supervisor;
 #[cfg(feature = "labor")]
@@ -54,6 +56,42 @@ pub enum LaborError {
     /// A checkpoint that is corrupt or belongs to another job.
     #[error("the checkpoint cannot be used: {0}; the job starts from nothing")]
     CheckpointInvalid(&'static str),
+    /// A directory that is no model which this program can run.
+    #[error("{}: {reason}; use a directory of a BERT encoder in Hugging Face layout", path.display())]
+    ModelInvalid {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No model of this name or hash is registered, with its files in place.
+    #[error("there is no model {0} here; `legion models list` shows those there are")]
+    ModelMissing(String),
+    /// Files of a registered model are others than when it was added.
+    #[error("the files of the model {0} have changed; remove it and add it again")]
+    ModelChanged(String),
+    /// Another model has this name.
+    #[error("there is another model {0}; remove it first, or add this one with --name")]
+    ModelExists(String),
+    /// A name that cannot be one.
+    #[error("`{0}` cannot be a model's name; take 1 to 64 letters, digits, `.`, `_` or `-`")]
+    ModelName(String),
+    /// The register of models cannot be read.
+    #[error("{}: the register of models cannot be read: {reason}; repair it, or move it away and add the models again", path.display())]
+    ModelRegister {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The system refused something to do with a model's files.
+    #[error("{}: {reason}; check the path, who owns it, and the space on its disk", path.display())]
+    ModelIo {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What the system says.
+        reason: String,
+    },
 }
 
 impl LaborError {
@@ -66,13 +104,21 @@ impl LaborError {
             Self::FrameTooLarge { .. } => "frame_too_large",
             Self::Pipe(_) => "worker_pipe",
             Self::CheckpointInvalid(_) => "checkpoint_invalid",
+            Self::ModelInvalid { .. } => "model_invalid",
+            Self::ModelMissing(_) => "model_missing",
+            Self::ModelChanged(_) => "model_changed",
+            Self::ModelExists(_) => "model_exists",
+            Self::ModelName(_) => "model_name",
+            Self::ModelRegister { .. } => "model_register",
+            Self::ModelIo { .. } => "model_io",
         }
     }
 }
 
 /// The worker process: what the hidden subcommand `legion worker` runs. Reads frames on stdin until it ends.
 ///
-/// `args` are the words after the subcommand: `--threads N` (default 1). Exit codes: 0 when stdin ended, 1 on a broken pipe or
+/// `args` are the words after the subcommand: `--threads N` (default 1), `--models DIR` (the home's register of models; without it
+/// there are none). Exit codes: 0 when stdin ended, 1 on a broken pipe or
 /// protocol, 2 on a wrong argument or without the feature `labor`.
 pub fn worker_main(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
     #[cfg(feature = "labor")]

@@ -834,6 +834,23 @@ async fn the_watchdog_finds_what_a_dead_subscription_missed() {
 }
 
 #[tokio::test]
+async fn a_relay_named_by_somebody_else_is_not_reached_in_private() {
+    let relay = Relay::start(500).await;
+    let (handle, mut events) = RelayCarrier::start(config(), Vec::new()).unwrap();
+    handle.add_foreign_relay(&relay.url()).unwrap();
+    let reason = loop {
+        match next(&mut events).await {
+            CarrierEvent::Relay { state, .. } => match state {
+                RelayState::Disconnected { reason, .. } => break reason,
+                state => assert_eq!(state, RelayState::Connecting),
+            },
+            other => panic!("nothing else: {other:?}"),
+        }
+    };
+    assert!(reason.starts_with("relay_private_address"), "{reason}");
+}
+
+#[tokio::test]
 async fn limits_and_the_end() {
     let me = Keys::generate().public_key();
     let relay = Relay::start(500).await;

@@ -13,6 +13,8 @@ use legiond::node::control::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::support::shape::{fixture, structure};
+
 /// A directory of its own for one test, with a home `h` that may not exist yet.
 struct Place {
     dir: TempDir,
@@ -76,12 +78,6 @@ fn one_object(output: &Output) -> Value {
     serde_json::from_str(&stdout).unwrap()
 }
 
-/// An example of one shape of answer.
-fn fixture(name: &str) -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("fixtures/cli/{name}.json"));
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
 /// Compares an answer's structure with `fixtures/cli/<name>.json`: the same keys, the same kinds of values.
 fn shape(name: &str, value: &Value) {
     assert_eq!(
@@ -89,22 +85,6 @@ fn shape(name: &str, value: &Value) {
         structure(&fixture(name)),
         "the shape of `{name}` changed: {value:#}"
     );
-}
-
-fn structure(value: &Value) -> Value {
-    match value {
-        Value::Object(fields) => fields
-            .iter()
-            .map(|(name, value)| (name.clone(), structure(value)))
-            .collect(),
-        Value::Array(items) => items
-            .first()
-            .map_or_else(|| json!([]), |first| json!([structure(first)])),
-        Value::String(_) => json!("string"),
-        Value::Number(_) => json!("number"),
-        Value::Bool(_) => json!("boolean"),
-        Value::Null => json!("null"),
-    }
 }
 
 fn mode(path: &Path) -> u32 {

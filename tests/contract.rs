@@ -8,32 +8,11 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::world::{LEGION, Node, Pair, Relay, option, until};
+use crate::support::shape::{fixture, structure};
+use crate::support::world::{LEGION, Node, Pair, Relay, long, option, until};
 
 fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("fixtures/cli/{name}.json"))
-}
-
-/// An example of one shape of answer.
-fn fixture(name: &str) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(path(name)).unwrap()).unwrap()
-}
-
-/// Objects with the names of their fields, everything else with its kind; of a list, its first item.
-fn structure(value: &Value) -> Value {
-    match value {
-        Value::Object(fields) => fields
-            .iter()
-            .map(|(name, value)| (name.clone(), structure(value)))
-            .collect(),
-        Value::Array(items) => items
-            .first()
-            .map_or_else(|| json!([]), |first| json!([structure(first)])),
-        Value::String(_) => json!("string"),
-        Value::Number(_) => json!("number"),
-        Value::Bool(_) => json!("boolean"),
-        Value::Null => json!("null"),
-    }
 }
 
 /// The answer has the shape of `fixtures/cli/<name>.json`. `task` is written as `t1` there.
@@ -57,26 +36,6 @@ fn shape(name: &str, value: &Value, task: &str) {
 /// An option of 64 units.
 fn units_64<'a>(extra: &[&'a str]) -> Vec<&'a str> {
     let mut args = option(&["--set", "steps=128"]);
-    args.extend(extra);
-    args
-}
-
-/// An option that takes a worker of one core some seconds.
-fn long<'a>(extra: &[&'a str]) -> Vec<&'a str> {
-    let mut args = vec!["ask", "simulation"];
-    for pair in [
-        "kind=european",
-        "side=call",
-        "spot=100",
-        "strike=105",
-        "rate=0.05",
-        "volatility=0.2",
-        "years=1",
-        "steps=256",
-        "paths=1000000",
-    ] {
-        args.extend(["--set", pair]);
-    }
     args.extend(extra);
     args
 }

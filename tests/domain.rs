@@ -1,10 +1,12 @@
 //! What the decisions promise, one file per promise: money, history, matching, hostile input, the same bytes everywhere.
 
 mod claims;
+mod crowd;
 mod history;
 mod hostile;
 mod ledger;
 mod market;
 pub(crate) mod pair;
+mod pause;
 mod rotation;
 mod same_bytes;

@@ -6,6 +6,7 @@ mod support {
     pub(crate) mod liar;
     #[cfg(feature = "relay")]
     pub(crate) mod npm_relay;
+    pub(crate) mod shape;
     #[cfg(all(feature = "relay", feature = "labor"))]
     pub(crate) mod stranger;
     #[cfg(all(feature = "relay", feature = "labor"))]

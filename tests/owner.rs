@@ -2,27 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::world::{Node, Pair, option, until};
-
-/// Work of some seconds for one core.
-fn long<'a>(extra: &[&'a str]) -> Vec<&'a str> {
-    let mut args = vec!["ask", "simulation"];
-    for pair in [
-        "kind=european",
-        "side=call",
-        "spot=100",
-        "strike=105",
-        "rate=0.05",
-        "volatility=0.2",
-        "years=1",
-        "steps=256",
-        "paths=1000000",
-    ] {
-        args.extend(["--set", pair]);
-    }
-    args.extend(extra);
-    args
-}
+use crate::support::world::{Node, Pair, long, option, until};
 
 /// A pair whose worker has begun a foreign task; the task's id.
 fn working(prepare: impl FnOnce(&mut Node, &mut Node)) -> (Pair, String) {
@@ -117,6 +97,39 @@ fn pause_stops_softly_the_requester_sees_it_and_resume_goes_on() {
         pair.worker.fails(1, &["resume"])["error"]["code"],
         "not_paused"
     );
+}
+
+/// What `why` says of the only peer there is.
+fn said(node: &Node, id: &str) -> Value {
+    let peers = node.ok(&["why", id])["peers"].clone();
+    peers[0]["said"]["code"].clone()
+}
+
+#[test]
+fn a_task_offered_during_a_pause_is_taken_at_resume() {
+    for restarted in [false, true] {
+        let mut pair = Pair::start(|_, _| {});
+        pair.worker.ok(&["pause", "--now"]);
+        let asked = pair.asker.ok(&option(&["--detach"]));
+        let id = asked["task"]["id"].as_str().unwrap().to_owned();
+        until("the requester to hear why", || {
+            (said(&pair.asker, &id) == "owner_paused").then_some(())
+        });
+        let waiting = reason(&pair.asker, &id);
+        assert_eq!(waiting["code"], "waiting_for_resume", "{waiting}");
+        if restarted {
+            // What either side remembers in memory alone is gone.
+            pair.worker.kill();
+            pair.asker.kill();
+            pair.worker.up();
+            pair.asker.up();
+        }
+        pair.worker.ok(&["resume"]);
+        let done = pair.asker.ok(&["wait", &id]);
+        assert_eq!(done["verified"]["quality"], 1.0);
+        assert_eq!(said(&pair.asker, &id), "awarded");
+        pair.settle();
+    }
 }
 
 #[test]

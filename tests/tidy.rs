@@ -20,7 +20,7 @@ const ROOMS: [&str; 13] = [
 const STRANGERS: [&str; 4] = ["carrier", "relay", "labor", "store"];
 
 /// Crates that belong to some rooms only.
-const CRATES: [(&str, &[&str]); 7] = [
+const CRATES: [(&str, &[&str]); 9] = [
     ("nostr", &["wire", "identity", "carrier", "relay", "node"]),
     ("nostr_sdk", &["carrier", "relay"]),
     ("nostr_relay_builder", &["relay"]),
@@ -28,6 +28,8 @@ const CRATES: [(&str, &[&str]); 7] = [
     ("redb", &["store"]),
     ("burn", &["labor"]),
     ("rayon", &["labor"]),
+    ("safetensors", &["labor"]),
+    ("tokenizers", &["labor"]),
 ];
 
 /// Names that would let time, chance, order or rounding into a decision.

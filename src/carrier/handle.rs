@@ -186,6 +186,18 @@ impl Handle {
     /// # Errors
     /// `carrier_bad_url`, `carrier_too_many_relays`.
     pub fn add_relay(&self, url: &str) -> Result<(), CarrierError> {
+        self.add(url, false)
+    }
+
+    /// The same for a relay that somebody else named: it is connected to only while its name resolves to public addresses.
+    ///
+    /// # Errors
+    /// Those of [`add_relay`](Self::add_relay).
+    pub fn add_foreign_relay(&self, url: &str) -> Result<(), CarrierError> {
+        self.add(url, true)
+    }
+
+    fn add(&self, url: &str, foreign: bool) -> Result<(), CarrierError> {
         let relay = parse_url(url)?;
         let key: Arc<str> = relay.as_str().into();
         let mut relays = lock(&self.inner.relays);
@@ -196,11 +208,11 @@ impl Handle {
         if relays.len() >= max_relays {
             return Err(CarrierError::TooManyRelays { max_relays });
         }
-        relays.insert(key.clone(), self.spawn(relay, key));
+        relays.insert(key.clone(), self.spawn(relay, key, foreign));
         Ok(())
     }
 
-    fn spawn(&self, relay: RelayUrl, key: Arc<str>) -> Slot {
+    fn spawn(&self, relay: RelayUrl, key: Arc<str>, foreign: bool) -> Slot {
         let inner = &self.inner;
         let (commands, command_receiver) = mpsc::channel(inner.config.publish_queue_events.max(1));
         let (stop, stopped) = oneshot::channel();
@@ -219,6 +231,7 @@ impl Handle {
         let connection = Connection {
             config: inner.config.clone(),
             relay,
+            foreign,
             delivery: Delivery::new(
                 key,
                 inner.events.clone(),

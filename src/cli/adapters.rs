@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde_json::Value;
@@ -19,6 +19,63 @@ pub(crate) fn catalog() -> Vec<Value> {
         .iter()
         .filter_map(|info| serde_json::to_value(info).ok())
         .collect()
+}
+
+/// Of those, what this machine can do with the models registered in this folder.
+pub(crate) fn offered(models: &Path) -> Vec<Value> {
+    let offered = crate::labor::skills::offered(models);
+    offered
+        .iter()
+        .filter_map(|info| serde_json::to_value(info).ok())
+        .collect()
+}
+
+/// What `legion models` does to the register in a folder.
+// A build without labor reads no order: it refuses them all.
+#[cfg_attr(not(feature = "labor"), allow(dead_code))]
+#[derive(Debug)]
+pub(crate) enum ModelsOrder {
+    /// Check, hash and register a directory.
+    Add {
+        dir: PathBuf,
+        name: Option<String>,
+        copy: bool,
+    },
+    /// Show all.
+    List,
+    /// Forget one.
+    Remove { name: String },
+}
+
+/// The models concerned, as objects with `name`, `dir`, `hash`, `kind`, `dim`, `max_tokens`, `pooling`, `normalized`, `files`,
+/// `copied` and `present`.
+#[cfg(feature = "labor")]
+pub(crate) fn models(folder: &Path, order: ModelsOrder) -> Result<Vec<Value>, CliError> {
+    use crate::labor::models::Models;
+
+    let register = Models::at(folder);
+    let done = match order {
+        ModelsOrder::Add { dir, name, copy } => {
+            register.add(&dir, name.as_deref(), copy).map(|m| vec![m])
+        }
+        ModelsOrder::List => register.list(),
+        ModelsOrder::Remove { name } => register.remove(&name).map(|m| vec![m]),
+    };
+    let models = done.map_err(|error| CliError::told(error.code(), &error))?;
+    let value = |model: &crate::labor::models::Model| {
+        let mut value = serde_json::to_value(model).unwrap_or_default();
+        if let Some(fields) = value.as_object_mut() {
+            fields.insert("present".to_owned(), model.is_present().into());
+        }
+        value
+    };
+    Ok(models.iter().map(value).collect())
+}
+
+/// Models: not in this build.
+#[cfg(not(feature = "labor"))]
+pub(crate) fn models(_: &Path, _: ModelsOrder) -> Result<Vec<Value>, CliError> {
+    Err(CliError::not_built("models (feature `labor`)"))
 }
 
 /// The worker's whole life. `args` are the words after `legion worker`.

@@ -1,15 +1,15 @@
-//! `legion skills`: what this machine can do, with the schemas of input and output. It needs no running node.
+//! `legion skills`: what this machine can do, with the schemas of input and output. It needs no running node. A skill
+//! whose model is missing is left out, as it is in what the node advertises.
 
 use serde_json::{Value, json};
 
-use super::adapters;
 use super::error::CliError;
 use super::output::Reply;
-use super::render;
+use super::{Context, adapters, render};
 
 /// `{skills:[{id,name,description,tags,input_schema,output_schema,unit_price_mc,implementation}]}`.
-pub(crate) fn run() -> Result<Reply, CliError> {
-    let catalog = adapters::catalog();
+pub(crate) fn run(context: &Context) -> Result<Reply, CliError> {
+    let catalog = adapters::offered(&context.home()?.models_dir());
     let text = if catalog.is_empty() {
         "no skills: this program was built without labor".to_owned()
     } else {

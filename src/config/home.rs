@@ -88,6 +88,12 @@ impl Home {
         self.root.join("lock")
     }
 
+    /// `models/`: the register of models, and copies of those that were copied.
+    #[must_use]
+    pub fn models_dir(&self) -> PathBuf {
+        self.root.join("models")
+    }
+
     /// `logs/legion.log`.
     #[must_use]
     pub fn log_file(&self) -> PathBuf {

@@ -84,9 +84,12 @@ pub struct PermissionRule {
     /// Only for this skill.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skill: Option<String>,
-    /// Only for peers with this role in their LCT.
+    /// Only for peers with this role in their LCT. A peer names its role itself: without `peer` such a rule can only take away.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
+    /// Take the word of any peer whose keys are bound for its role.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub self_claimed: bool,
     /// Whether such tasks are allowed at all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow: Option<bool>,

@@ -15,6 +15,9 @@ use crate::wire::message::{Body, News, Update};
 /// Longest time to settlement that is accepted.
 const TERM_MAX_MS: Ms = 400 * 24 * 3600 * 1000;
 
+/// When a peer whose tasks fill their room may ask again.
+const FULL_RETRY_MS: Ms = 60_000;
+
 impl Node {
     pub(super) fn on_award(
         &mut self,
@@ -65,10 +68,7 @@ impl Node {
             ));
         }
         if !self.is_local(from) && !self.room_for_mark(from, &owner) {
-            return Err(Refused::new(
-                "too_many_marks",
-                "too many tasks of this peer are remembered here",
-            ));
+            return Err(self.decline_unremembered(now, from, award));
         }
         let deal = if canceled {
             Err(Refused::new("canceled", "the requester canceled this task"))
@@ -83,6 +83,7 @@ impl Node {
         };
         self.admit_foreign_entry(now, from, &award.task, until, &award.entry)?;
         self.supersede_work(now, from, &award.task, award.award_no);
+        self.moot(from, &award.task);
         match deal {
             Ok(deal) => self.accept(now, from, award, terms, deal),
             Err(refused) => self.decline_award(now, from, award, until, refused),
@@ -138,24 +139,7 @@ impl Node {
                 "the input is not the one that was committed to",
             ));
         }
-        let plan: PlanFacts = match &incoming.plan {
-            Some(plan) => plan.clone()?,
-            None => {
-                return Err(Refused::new(
-                    "skill_unknown",
-                    format!("this node does not have the skill: {}", award.skill),
-                ));
-            }
-        };
-        if award.units != 0 && plan.units != award.units {
-            return Err(Refused::new(
-                "units_mismatch",
-                format!(
-                    "the input has {} units, the award says {}",
-                    plan.units, award.units
-                ),
-            ));
-        }
+        let plan = planned(incoming, award)?;
         self.fits(plan.output_bytes_max)?;
         let from = incoming.from.clone();
         let bid = matches!(incoming.body, Body::Award(_));
@@ -175,17 +159,22 @@ impl Node {
         Ok(deal)
     }
 
-    fn accept(&mut self, now: Ms, from: &str, award: &Award, terms: String, deal: Deal) {
-        let key = engagement::key(from, &award.task, award.award_no);
-        self.owner.order += 1;
+    fn engagement(
+        &self,
+        now: Ms,
+        from: &str,
+        award: &Award,
+        terms: String,
+        deal: &Deal,
+    ) -> Engagement {
         let critical =
             self.is_local(from) && self.jobs.get(&award.task).is_some_and(|j| j.critical);
         let owner = format!("{from}/{}", award.task);
         let checkpoint_units = self.marks.get(&owner).map_or(0, |m| m.checkpoint_units);
         // The owner has the hardware: the lease is withheld from the start.
         let withheld = self.owner.paused.is_some() && !self.is_local(from);
-        let work = Engagement {
-            key: key.clone(),
+        Engagement {
+            key: engagement::key(from, &award.task, award.award_no),
             requester: from.to_owned(),
             task: award.task.clone(),
             context: award.context.clone(),
@@ -225,7 +214,14 @@ impl Node {
             withdrawn: false,
             called_superseded: false,
             proof: None,
-        };
+        }
+    }
+
+    fn accept(&mut self, now: Ms, from: &str, award: &Award, terms: String, deal: Deal) {
+        let key = engagement::key(from, &award.task, award.award_no);
+        self.owner.order += 1;
+        let work = self.engagement(now, from, award, terms, &deal);
+        let withheld = work.stage == Stage::Hibernating;
         self.payload(
             &key,
             "input",
@@ -275,6 +271,27 @@ impl Node {
             Some(&award.task),
             serde_json::json!({"from": from, "code": refused.code}),
         );
+        self.send_decline(now, from, award, refused, entry);
+    }
+
+    /// Declines an award of a task that there is no room to remember: nothing is written down, so that asking fills nothing.
+    fn decline_unremembered(&mut self, now: Ms, from: &str, award: &Award) -> Refused {
+        let refused = Refused::new(
+            "too_many_marks",
+            "too many tasks of this peer are remembered here",
+        )
+        .retry_at(Some(now.saturating_add(FULL_RETRY_MS)));
+        let entry = history::decline_unremembered(
+            &award.entry,
+            (&self.policy.me, &self.policy.key),
+            award.award_no,
+            &refused.code,
+        );
+        self.send_decline(now, from, award, refused.clone(), entry);
+        refused
+    }
+
+    fn send_decline(&mut self, now: Ms, from: &str, award: &Award, refused: Refused, entry: Entry) {
         let retry_at_ms = refused.retry_at_ms;
         let decline = Decline {
             task: award.task.clone(),
@@ -307,6 +324,7 @@ impl Node {
     pub(super) fn supersede_work(&mut self, now: Ms, from: &str, task: &str, below: u32) {
         self.note_withdrawn(now, from, task, below);
         let owner = format!("{from}/{task}");
+        self.held.remove(&owner);
         let older: Vec<_> = self
             .work_of(&owner)
             .filter(|w| w.award_no < below && w.is_work())
@@ -346,6 +364,7 @@ impl Node {
             .filter_map(|key| self.work.get(key).map(|w| w.result_by_ms))
             .fold(now.saturating_add(mark::CANCELED_MS), Ms::max);
         self.admit_foreign_entry(now, from, task, until, entry)?;
+        self.moot(from, task);
         if !self.is_local(from) {
             self.mark(&owner, until).canceled = true;
         }
@@ -419,30 +438,7 @@ impl Node {
                     self.end_work(now, key, "canceled");
                 }
             }
-            Some(StopWhy::Superseded) => {
-                let code = "superseded".to_owned();
-                let entry = self.write_work_entry(
-                    now,
-                    key,
-                    Act::Declined {
-                        award_no: no,
-                        code: code.clone(),
-                    },
-                );
-                let decline = Decline {
-                    task,
-                    requester: requester.clone(),
-                    award_no: no,
-                    code,
-                    message: "withdrawn by the requester".into(),
-                    retry_at_ms: None,
-                    entry: Some(entry),
-                    binding: Some(self.policy.binding.clone()),
-                };
-                self.send_peer(&requester, Body::Decline(Box::new(decline)), settle_by);
-                self.move_work_money(now, key, Event::Decline, 0);
-                self.end_work(now, key, "superseded");
-            }
+            Some(StopWhy::Superseded) => self.give_back(now, key),
             Some(StopWhy::Deadline) => self.fail_work(
                 now,
                 key,
@@ -451,6 +447,41 @@ impl Node {
             ),
             Some(StopWhy::Owner) | None => {}
         }
+    }
+
+    /// The requester has withdrawn the award, and nobody works on it any more.
+    fn give_back(&mut self, now: Ms, key: &EngagementKey) {
+        let Some(work) = self.work.get(key) else {
+            return;
+        };
+        let (no, requester, task, settle_by) = (
+            work.award_no,
+            work.requester.clone(),
+            work.task.clone(),
+            work.settle_by_ms,
+        );
+        let code = "superseded".to_owned();
+        let entry = self.write_work_entry(
+            now,
+            key,
+            Act::Declined {
+                award_no: no,
+                code: code.clone(),
+            },
+        );
+        let decline = Decline {
+            task,
+            requester: requester.clone(),
+            award_no: no,
+            code,
+            message: "withdrawn by the requester".into(),
+            retry_at_ms: None,
+            entry: Some(entry),
+            binding: Some(self.policy.binding.clone()),
+        };
+        self.send_peer(&requester, Body::Decline(Box::new(decline)), settle_by);
+        self.move_work_money(now, key, Event::Decline, 0);
+        self.end_work(now, key, "superseded");
     }
 
     pub(super) fn fail_work(&mut self, now: Ms, key: &EngagementKey, code: &str, message: &str) {
@@ -493,4 +524,27 @@ impl Node {
         self.move_work_money(now, key, Event::Decline, 0);
         self.end_work(now, key, "failed");
     }
+}
+
+/// What our skill says of the input, where that is what the award says and a result would fit.
+fn planned(incoming: &Incoming, award: &Award) -> Result<PlanFacts, Refused> {
+    let plan = match &incoming.plan {
+        Some(plan) => plan.clone()?,
+        None => {
+            return Err(Refused::new(
+                "skill_unknown",
+                format!("this node does not have the skill: {}", award.skill),
+            ));
+        }
+    };
+    if award.units != 0 && plan.units != award.units {
+        return Err(Refused::new(
+            "units_mismatch",
+            format!(
+                "the input has {} units, the award says {}",
+                plan.units, award.units
+            ),
+        ));
+    }
+    Ok(plan)
 }

@@ -2,12 +2,15 @@
 
 use super::Node;
 use super::history::{self, Draft};
-use super::job::{AwardState, Job, Phase, Reason, Route, TaskState};
+use super::job::{AwardRow, AwardState, Job, Phase, Reason, Route, TaskState};
 use super::ledger::{Event, Side, State as Money};
 use super::step::{Chance, Change, Incoming, Ms, Refused, Row};
 use crate::wire::entry::{Act, Entry};
 use crate::wire::market::{Accept, Decline, Withdraw};
 use crate::wire::message::{Body, News, Update};
+
+/// How often a paused peer is asked for a directed task that it did not take.
+const PAUSED_RETRY_MS: Ms = 60_000;
 
 impl Node {
     pub(super) fn on_accept(
@@ -18,16 +21,9 @@ impl Node {
     ) -> Result<(), Refused> {
         let ttl = self.policy.lease_ttl_ms;
         let job = self.job_awarded(&accept.task, accept.award_no, from)?;
-        let units = u64::from(job.units);
         let current = job.awards.last().map_or(0, |a| a.no);
         let (ended, no) = (job.phase == Phase::Ended, accept.award_no);
-        let award = job.award_mut(no).ok_or_else(not_awarded)?;
-        let agreed = award
-            .unit_price_mc
-            .is_none_or(|price| price == accept.unit_price_mc);
-        let counted =
-            units == 0 || units.checked_mul(accept.unit_price_mc) == Some(accept.total_mc);
-        if accept.total_mc > award.cap_mc || !agreed || !counted {
+        if !keeps_terms(job, accept) {
             return Err(Refused::new(
                 "accept_terms",
                 "the acceptance changes the agreed price",
@@ -110,7 +106,9 @@ impl Node {
                 .get_mut(&decline.task)
                 .filter(|j| j.phase == Phase::Placing);
             let job = job.ok_or_else(|| Refused::new("task_unknown", "no open offer of ours"))?;
-            if job.refusals.len() < 256 || known {
+            // A decline of an earlier round, or from before a pause ended, says nothing against a bid that is here.
+            let has_bid = job.bids.iter().any(|(npub, _)| npub == from);
+            if !has_bid && (job.refusals.len() < 256 || known) {
                 job.refusals.insert(from.to_owned(), reason);
             }
             self.dirty.jobs.insert(decline.task.clone());
@@ -168,7 +166,7 @@ impl Node {
         match &job.route {
             Route::Pool(_) => self.place(now, task),
             Route::Own => self.end(now, task, TaskState::Failed, reason),
-            Route::Peer(_) => match reason.retry_at_ms.filter(|at| *at < job.deadline_ms) {
+            Route::Peer(_) => match next_try_ms(&reason, now).filter(|at| *at < job.deadline_ms) {
                 Some(at) => {
                     job.phase = Phase::Placing;
                     job.state = TaskState::Submitted;
@@ -188,51 +186,17 @@ impl Node {
         from: &str,
         update: Update,
     ) -> Result<(), Refused> {
-        let ttl = self.policy.lease_ttl_ms;
         let (task, no) = (update.task, update.award_no);
-        let job = self.job_awarded(&task, no, from)?;
-        let is_current = job.current().is_some_and(|a| a.no == no) && job.phase != Phase::Ended;
+        self.job_awarded(&task, no, from)?;
         match update.news {
             News::Working {
                 units_done,
                 units_total,
-            } => {
-                let Some(award) = job.award_mut(no) else {
-                    return Ok(());
-                };
-                award.lease_until_ms = now.saturating_add(ttl);
-                award.paused_since_ms = None;
-                award.units_done = units_done;
-                if is_current && job.phase == Phase::Working {
-                    job.reason = Some(Reason::new(
-                        "working",
-                        format!("{units_done} of {units_total} units done"),
-                    ));
-                }
-                self.dirty.jobs.insert(task.clone());
-                self.changed(&task);
-            }
+            } => self.on_working(now, &task, no, units_done, units_total),
             News::Paused {
                 reason,
                 retry_at_ms,
-            } => {
-                let Some(award) = job.award_mut(no) else {
-                    return Ok(());
-                };
-                award.paused_since_ms.get_or_insert(now);
-                award.lease_until_ms = now.saturating_add(ttl);
-                if is_current {
-                    let code: String = reason.chars().take(32).collect();
-                    job.reason = Some(Reason {
-                        code: format!("paused: {code}"),
-                        text: "the executor's owner has taken the hardware; the work goes on from its checkpoint".into(),
-                        retry_at_ms,
-                    });
-                }
-                self.dirty.jobs.insert(task.clone());
-                self.journal("paused", Some(&task), serde_json::json!({"award_no": no, "reason": reason, "retry_at_ms": retry_at_ms}));
-                self.changed(&task);
-            }
+            } => self.on_paused(now, &task, no, &reason, retry_at_ms),
             News::Completed(result) if result.detached.is_some() => {
                 return Err(Refused::new(
                     "transfer_missing",
@@ -283,6 +247,56 @@ impl Node {
         Ok(())
     }
 
+    fn on_working(&mut self, now: Ms, task: &str, no: u32, units_done: u32, units_total: u32) {
+        let ttl = self.policy.lease_ttl_ms;
+        let Some(job) = self.jobs.get_mut(task) else {
+            return;
+        };
+        let is_current = job.current().is_some_and(|a| a.no == no);
+        let Some(award) = job.award_mut(no) else {
+            return;
+        };
+        award.lease_until_ms = now.saturating_add(ttl);
+        award.paused_since_ms = None;
+        award.units_done = units_done;
+        if is_current && job.phase == Phase::Working {
+            job.reason = Some(Reason::new(
+                "working",
+                format!("{units_done} of {units_total} units done"),
+            ));
+        }
+        self.dirty.jobs.insert(task.to_owned());
+        self.changed(task);
+    }
+
+    fn on_paused(&mut self, now: Ms, task: &str, no: u32, why: &str, retry_at_ms: Option<Ms>) {
+        let ttl = self.policy.lease_ttl_ms;
+        let Some(job) = self.jobs.get_mut(task) else {
+            return;
+        };
+        let is_current = job.current().is_some_and(|a| a.no == no) && job.phase != Phase::Ended;
+        let Some(award) = job.award_mut(no) else {
+            return;
+        };
+        award.paused_since_ms.get_or_insert(now);
+        award.lease_until_ms = now.saturating_add(ttl);
+        if is_current {
+            let code: String = why.chars().take(32).collect();
+            job.reason = Some(Reason {
+                code: format!("paused: {code}"),
+                text: "the executor's owner has taken the hardware; the work goes on from its checkpoint".into(),
+                retry_at_ms,
+            });
+        }
+        self.dirty.jobs.insert(task.to_owned());
+        self.journal(
+            "paused",
+            Some(task),
+            serde_json::json!({"award_no": no, "reason": why, "retry_at_ms": retry_at_ms}),
+        );
+        self.changed(task);
+    }
+
     /// The job that awarded `no` to `from`.
     pub(super) fn job_awarded(
         &mut self,
@@ -294,10 +308,10 @@ impl Node {
             .jobs
             .get_mut(task)
             .ok_or_else(|| Refused::new("task_unknown", "no live task of ours has this id"))?;
-        if job.heads.equivocated.is_some() {
+        if job.heads.equivocators.contains(from) {
             return Err(Refused::new(
                 "task_disputed",
-                "the task is frozen: an author contradicted itself",
+                "the sender has contradicted itself about this task: nothing more of it is believed",
             ));
         }
         match job.awards.iter().find(|a| a.no == no) {
@@ -351,14 +365,11 @@ impl Node {
                 Some(task),
                 serde_json::json!({"author": from}),
             );
-            if let Some(job) = self.jobs.get_mut(task) {
-                job.reason = Some(Reason::new(
-                    "task_disputed",
-                    "an author of the task's history contradicted itself; the task is frozen",
-                ));
-            }
             if from != self.policy.me {
-                self.edit_peer(from, |peer| peer.frauds = peer.frauds.saturating_add(1));
+                self.edit_peer(from, |peer| {
+                    peer.frauds = peer.frauds.saturating_add(1);
+                    peer.disputed = true;
+                });
             }
         }
         if admitted.as_ref().is_ok() || admitted.as_ref().is_err_and(|e| e.code == "equivocation") {
@@ -412,6 +423,22 @@ impl Node {
             ),
         }
     }
+}
+
+/// Whether an acceptance is within what was awarded.
+fn keeps_terms(job: &Job, accept: &Accept) -> bool {
+    let units = u64::from(job.units);
+    let counted = units == 0 || units.checked_mul(accept.unit_price_mc) == Some(accept.total_mc);
+    let agreed = |a: &AwardRow| {
+        accept.total_mc <= a.cap_mc && a.unit_price_mc.is_none_or(|p| p == accept.unit_price_mc)
+    };
+    counted && (job.awards.iter()).any(|a| a.no == accept.award_no && agreed(a))
+}
+
+/// When a peer that declined may be asked once more. A pause without an end may end at any time.
+fn next_try_ms(reason: &Reason, now: Ms) -> Option<Ms> {
+    let paused = reason.code == super::auction::OWNER_PAUSED;
+    (reason.retry_at_ms).or_else(|| paused.then(|| now.saturating_add(PAUSED_RETRY_MS)))
 }
 
 fn not_awarded() -> Refused {

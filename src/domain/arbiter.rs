@@ -56,17 +56,24 @@ impl Node {
         }
     }
 
-    pub(super) fn on_resume(&mut self) {
-        self.unsettled = true;
-        let answer = if self.owner.paused.take().is_some() {
-            self.put(Row::Owner(self.owner.clone()));
-            self.journal("resume", None, serde_json::json!({}));
-            self.out.effects.push(Effect::Readvertise);
+    pub(super) fn on_resume(&mut self, now: Ms) {
+        let answer = if self.owner.paused.is_some() {
+            self.end_pause(now, serde_json::json!({}));
             Ok(())
         } else {
             Err(Refused::new("not_paused", "foreign work is not paused"))
         };
         self.out.effects.push(Effect::Done(answer));
+    }
+
+    /// Foreign work may hold hardware again: the pools hear it, and what was offered meanwhile gets its answer.
+    fn end_pause(&mut self, now: Ms, why: serde_json::Value) {
+        self.owner.paused = None;
+        self.unsettled = true;
+        self.put(Row::Owner(self.owner.clone()));
+        self.journal("resume", None, why);
+        self.out.effects.push(Effect::Readvertise);
+        self.answer_held(now);
     }
 
     /// Whether an engagement is the owner's own, asked for on this very node.
@@ -92,11 +99,7 @@ impl Node {
             .and_then(|p| p.until_ms)
             .is_some_and(|until| now >= until)
         {
-            self.owner.paused = None;
-            self.unsettled = true;
-            self.put(Row::Owner(self.owner.clone()));
-            self.journal("resume", None, serde_json::json!({"by": "time"}));
-            self.out.effects.push(Effect::Readvertise);
+            self.end_pause(now, serde_json::json!({"by": "time"}));
         }
         // Nothing that leases depend on has changed.
         if self.dirty.work.is_empty() && !self.unsettled {

@@ -25,18 +25,8 @@ impl Node {
     }
 
     fn ask(&mut self, now: Ms, chance: &mut Chance, ask: Ask) -> Result<TaskId, Refused> {
-        if let Some(key) = &ask.key
-            && let Some((task, fingerprint, expires_ms)) = self.keys.get(key)
-            && *expires_ms > now
-        {
-            return if *fingerprint == ask.fingerprint {
-                Ok(task.clone())
-            } else {
-                Err(Refused::new(
-                    "key_reused",
-                    format!("the key {key:?} was used for another input: choose a new key"),
-                ))
-            };
+        if let Some(known) = self.asked_before(now, &ask) {
+            return known;
         }
         let input = serde_json::to_vec(&ask.input).unwrap_or_default();
         let input_bytes = input.len() as u64;
@@ -68,6 +58,7 @@ impl Node {
             reason: None,
             awards: Vec::new(),
             round: 0,
+            round_ms: 0,
             offer_expires_ms: 0,
             window_ends_ms: None,
             bids: Vec::new(),
@@ -105,6 +96,23 @@ impl Node {
         self.jobs.insert(task.clone(), job);
         self.place(now, &task);
         Ok(task)
+    }
+
+    /// The answer to a request under a key that was used before.
+    fn asked_before(&self, now: Ms, ask: &Ask) -> Option<Result<TaskId, Refused>> {
+        let key = ask.key.as_ref()?;
+        let (task, fingerprint, expires_ms) = self.keys.get(key)?;
+        if *expires_ms <= now {
+            return None;
+        }
+        Some(if *fingerprint == ask.fingerprint {
+            Ok(task.clone())
+        } else {
+            Err(Refused::new(
+                "key_reused",
+                format!("the key {key:?} was used for another input: choose a new key"),
+            ))
+        })
     }
 
     fn admissible(&self, ask: &Ask, input_bytes: u64) -> Result<(), Refused> {
@@ -211,6 +219,39 @@ impl Node {
         }
     }
 
+    /// What an executor is told of a job; the prices and times of the award are still to be filled in.
+    fn award_letter(&self, job: &Job, award_no: u32) -> Award {
+        Award {
+            task: job.task.clone(),
+            context: job.context.clone(),
+            award_no,
+            skill: job.skill.clone(),
+            input: (self.inputs.get(&job.task).cloned()).unwrap_or(serde_json::Value::Null),
+            detached: None,
+            salt: job.salt.clone(),
+            commitment: job.commitment.clone(),
+            units: job.units,
+            unit_price_mc: None,
+            max_price_mc: 0,
+            accept_by_ms: 0,
+            result_by_ms: job.deadline_ms,
+            settle_by_ms: 0,
+            lease_ttl_ms: self.policy.lease_ttl_ms,
+            max_hibernate_s: self.policy.max_hibernate_s,
+            on_cancel: self.policy.on_cancel.clone(),
+            // What this node does not know it cannot verify, and says so in the terms.
+            verification: if job.units == 0 {
+                "none".to_owned()
+            } else {
+                self.policy.verification.clone()
+            },
+            lct: self.policy.lct.clone(),
+            binding: self.policy.binding.clone(),
+            relays: self.policy.relays.clone(),
+            entry: Entry::blank(),
+        }
+    }
+
     pub(super) fn award(
         &mut self,
         now: Ms,
@@ -219,7 +260,7 @@ impl Node {
         unit_price_mc: Option<u64>,
         total_mc: Option<u64>,
     ) {
-        let Some(job) = self.jobs.get_mut(task) else {
+        let Some(job) = self.jobs.get(task) else {
             return;
         };
         let directed = total_mc.is_none();
@@ -244,40 +285,11 @@ impl Node {
         } else {
             total_mc.unwrap_or(job.max_price_mc)
         };
-        let input = self
-            .inputs
-            .get(task)
-            .cloned()
-            .unwrap_or(serde_json::Value::Null);
-        let mut award = Award {
-            task: job.task.clone(),
-            context: job.context.clone(),
-            award_no: no,
-            skill: job.skill.clone(),
-            input,
-            detached: None,
-            salt: job.salt.clone(),
-            commitment: job.commitment.clone(),
-            units: job.units,
-            unit_price_mc,
-            max_price_mc: cap_mc,
-            accept_by_ms,
-            result_by_ms: job.deadline_ms,
-            settle_by_ms,
-            lease_ttl_ms: self.policy.lease_ttl_ms,
-            max_hibernate_s: self.policy.max_hibernate_s,
-            on_cancel: self.policy.on_cancel.clone(),
-            // What this node does not know it cannot verify, and says so in the terms.
-            verification: if job.units == 0 {
-                "none".to_owned()
-            } else {
-                self.policy.verification.clone()
-            },
-            lct: self.policy.lct.clone(),
-            binding: self.policy.binding.clone(),
-            relays: self.policy.relays.clone(),
-            entry: Entry::blank(),
-        };
+        let mut award = self.award_letter(job, no);
+        award.unit_price_mc = unit_price_mc;
+        award.max_price_mc = cap_mc;
+        award.accept_by_ms = accept_by_ms;
+        award.settle_by_ms = settle_by_ms;
         let terms = award.terms_hash().unwrap_or_default();
         let what = Act::Awarded {
             award_no: no,
@@ -288,21 +300,7 @@ impl Node {
         let Some(job) = self.jobs.get_mut(task) else {
             return;
         };
-        job.awards.push(AwardRow {
-            no,
-            executor: executor.clone(),
-            state: AwardState::Sent,
-            money: Money::None,
-            cap_mc,
-            unit_price_mc,
-            terms,
-            accept_by_ms,
-            settle_by_ms,
-            lease_until_ms: 0,
-            paused_since_ms: None,
-            units_done: 0,
-            useful_units: None,
-        });
+        job.awards.push(sent(&award, executor.clone(), terms));
         job.phase = Phase::Awarded;
         job.marks.awarded_ms = now;
         job.window_ends_ms = None;
@@ -316,20 +314,7 @@ impl Node {
             Some(task),
             serde_json::json!({"award_no": no, "executor": executor, "cap_mc": cap_mc}),
         );
-        self.move_award_money(now, task, no, Event::Lock, cap_mc);
-        if !own
-            && self
-                .jobs
-                .get(task)
-                .and_then(Job::current)
-                .is_some_and(|a| a.money != Money::Locked)
-        {
-            self.end(
-                now,
-                task,
-                TaskState::Failed,
-                Reason::new("amount_range", "the book cannot hold this amount"),
-            );
+        if !self.lock_award(now, task, no, cap_mc) {
             return;
         }
         let body = if directed {
@@ -339,5 +324,37 @@ impl Node {
         };
         self.send_peer(&executor, body, settle_by_ms);
         self.changed(task);
+    }
+
+    /// Reserves what the newest award may cost; false if the book cannot hold it, which ends the task.
+    fn lock_award(&mut self, now: Ms, task: &str, no: u32, cap_mc: u64) -> bool {
+        self.move_award_money(now, task, no, Event::Lock, cap_mc);
+        let award = self.jobs.get(task).and_then(Job::current);
+        let held = |a: &AwardRow| a.executor == self.policy.me || a.money == Money::Locked;
+        if award.is_none_or(held) {
+            return true;
+        }
+        let reason = Reason::new("amount_range", "the book cannot hold this amount");
+        self.end(now, task, TaskState::Failed, reason);
+        false
+    }
+}
+
+/// The row of an award that is on its way.
+fn sent(award: &Award, executor: String, terms: String) -> AwardRow {
+    AwardRow {
+        no: award.award_no,
+        executor,
+        state: AwardState::Sent,
+        money: Money::None,
+        cap_mc: award.max_price_mc,
+        unit_price_mc: award.unit_price_mc,
+        terms,
+        accept_by_ms: award.accept_by_ms,
+        settle_by_ms: award.settle_by_ms,
+        lease_until_ms: 0,
+        paused_since_ms: None,
+        units_done: 0,
+        useful_units: None,
     }
 }

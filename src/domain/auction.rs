@@ -12,6 +12,11 @@ use super::step::{Addressee, Effect, Incoming, Ms, Refused};
 use crate::wire::market::{Bid, Offer};
 use crate::wire::message::Body;
 
+/// Code of a decline by a peer whose owner has paused foreign work.
+pub(super) const OWNER_PAUSED: &str = "owner_paused";
+/// Least time, per round so far, before a peer's resume begins another round.
+const ROUND_PAUSE_MS: Ms = 500;
+
 /// How good a bid is, best first: whoever had this job before comes last, then tier, experience, price, time, key.
 type Rank = (usize, Tier, Reverse<u32>, u64, u64, String);
 
@@ -24,9 +29,16 @@ impl Node {
         self.dirty.jobs.insert(task.to_owned());
         job.window_ends_ms = None;
         job.bids.clear();
+        job.round_ms = now;
+        job.again_at_ms = None;
         // Whoever only had a passing reason is asked again.
-        job.refusals
-            .retain(|_, reason| reason.retry_at_ms.is_none_or(|at| at > now));
+        let passed: Vec<_> = (job.refusals.iter())
+            .filter(|(_, r)| r.code == OWNER_PAUSED || r.retry_at_ms.is_some_and(|at| at <= now))
+            .map(|(npub, _)| npub.clone())
+            .collect();
+        for npub in passed {
+            forgive(job, &npub, now, "asked_again");
+        }
         job.offer_expires_ms = now
             .saturating_add(self.policy.offer_ttl_ms)
             .min(job.deadline_ms);
@@ -133,7 +145,9 @@ impl Node {
         let window_ends = now.saturating_add(self.policy.bid_window_ms);
         if let Some(job) = self.jobs.get_mut(&task) {
             job.bids = bids;
-            job.refusals.remove(from);
+            // What else was planned gives way to the window of this bid.
+            job.again_at_ms = None;
+            forgive(job, from, now, "bid_again");
             let until = *job.window_ends_ms.get_or_insert(window_ends);
             job.reason = Some(Reason::until(
                 "collecting_bids",
@@ -211,16 +225,23 @@ impl Node {
             .collect();
         let answered =
             |npub: &str| job.refusals.contains_key(npub) || job.bids.iter().any(|(n, _)| n == npub);
-        if known.is_empty() || !known.iter().all(|p| answered(&p.npub)) {
+        if !known.iter().all(|p| answered(&p.npub)) {
             return;
         }
-        if !job.bids.is_empty() {
+        let nobody_known = known.is_empty();
+        let passes = |r: &Reason| {
+            r.code == OWNER_PAUSED || r.retry_at_ms.is_some_and(|at| at <= job.deadline_ms)
+        };
+        let passing: Vec<_> = job.refusals.values().filter(|r| passes(r)).collect();
+        if !passing.is_empty() && job.bids.is_empty() {
+            if passing.iter().all(|r| r.code == OWNER_PAUSED) {
+                self.wait_for_resume(task);
+            }
+        } else if nobody_known {
+            // Somebody may be there that has not been heard yet.
+        } else if !job.bids.is_empty() {
             self.choose(now, task);
-        } else if job
-            .refusals
-            .values()
-            .all(|r| r.retry_at_ms.is_none_or(|at| at > job.deadline_ms))
-        {
+        } else {
             self.end(
                 now,
                 task,
@@ -230,6 +251,42 @@ impl Node {
                     "every known peer refused; `legion why` says why per peer",
                 ),
             );
+        }
+    }
+
+    /// Whoever could do the job is paused by its owner: it is offered again when one of them resumes.
+    fn wait_for_resume(&mut self, task: &str) {
+        let Some(job) = self.jobs.get_mut(task) else {
+            return;
+        };
+        job.reason = Some(Reason::until(
+            "waiting_for_resume",
+            "every known provider is paused by its owner; the task is offered again when one resumes",
+            job.deadline_ms,
+        ));
+        self.dirty.jobs.insert(task.to_owned());
+        self.changed(task);
+    }
+
+    /// A peer's ad says that it works. What it declined because its owner had paused it is offered to it again: in a new
+    /// round, since it has heard the old one; the more rounds, the later, so that a peer that only says so costs little.
+    pub(super) fn ask_again(&mut self, now: Ms, npub: &str) {
+        let paused = |j: &&mut Job| {
+            j.phase != Phase::Ended && j.refusals.get(npub).is_some_and(|r| r.code == OWNER_PAUSED)
+        };
+        for job in self.jobs.values_mut().filter(paused) {
+            forgive(job, npub, now, "asked_again");
+            self.dirty.jobs.insert(job.task.clone());
+            if job.phase != Phase::Placing || !job.bids.is_empty() {
+                continue;
+            }
+            let pause_ms = match &job.route {
+                Route::Pool(_) => u64::from(job.round).saturating_mul(ROUND_PAUSE_MS),
+                Route::Peer(peer) if peer == npub => 0,
+                Route::Peer(_) | Route::Own => continue,
+            };
+            let at = job.round_ms.saturating_add(pause_ms).max(now);
+            job.again_at_ms = Some(at.min(now.saturating_add(self.policy.offer_ttl_ms)));
         }
     }
 
@@ -260,9 +317,20 @@ impl Node {
     }
 }
 
+/// Takes back what a peer's refusal says of it. That it had the job and gave it up is not forgotten, but held against it no more.
+fn forgive(job: &mut Job, npub: &str, now: Ms, code: &str) {
+    if job.refusals.remove(npub).is_some() && job.awards.iter().any(|a| a.executor == npub) {
+        let text = "it gave the job back for a reason that has passed";
+        (job.refusals).insert(npub.to_owned(), Reason::until(code, text, now));
+    }
+}
+
 /// Whether this peer had the job and gave it up, or delivered a result that was refused. Silence (a lease that ran out, an
 /// acceptance that came too late) is forgiven; a decline with a time holds until that time.
 fn unwelcome(job: &Job, npub: &str, now: Ms) -> bool {
+    if (job.awards.iter()).any(|a| a.executor == npub && a.state == AwardState::Disputed) {
+        return true;
+    }
     let failed = job.awards.iter().any(|a| {
         a.executor == npub && matches!(a.state, AwardState::Declined | AwardState::Delivered)
     });

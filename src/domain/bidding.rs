@@ -1,10 +1,11 @@
 //! Our part when a job is offered: whether this node would do it, for whom, and at which price.
 
 use super::Node;
+use super::auction::OWNER_PAUSED;
 use super::ledger::AMOUNT_MAX_MC;
 use super::mark::Promise;
 use super::peer::Tier;
-use super::step::{Addressee, Incoming, Ms, Refused};
+use super::step::{Addressee, Effect, Incoming, Ms, Refused};
 use crate::wire::market::{Bid, Decline, Offer};
 use crate::wire::message::Body;
 use crate::wire::transfer::allowance_ms;
@@ -17,7 +18,44 @@ pub(super) struct Deal {
     pub(super) total_mc: u64,
 }
 
+/// Most offers kept while the owner has paused foreign work.
+const HELD_MAX: usize = 256;
+/// Most of them from strangers.
+const HELD_STRANGERS_MAX: usize = 64;
+
 impl Node {
+    /// Keeps an offer that was declined because of a pause, so that it is answered anew at its end. Only in memory: after a
+    /// restart the ad that ends the pause has it offered again.
+    fn hold_offer(&mut self, now: Ms, incoming: &Incoming, offer: &Offer) {
+        let stranger =
+            |npub: &str| (self.peers.get(npub)).is_none_or(|peer| peer.tier == Tier::Stranger);
+        self.held.retain(|_, (until, _)| *until > now);
+        let strangers = (self.held.values())
+            .filter(|(_, held)| stranger(&held.from))
+            .count();
+        let full = self.held.len() >= HELD_MAX
+            || stranger(&incoming.from) && strangers >= HELD_STRANGERS_MAX;
+        let owner = format!("{}/{}", incoming.from, offer.task);
+        if !full || self.held.contains_key(&owner) {
+            let until = offer.expires_ms.min(offer.result_by_ms);
+            self.held.insert(owner, (until, incoming.clone()));
+        }
+    }
+
+    /// The pause has ended: what was offered meanwhile and is still open gets its answer.
+    pub(super) fn answer_held(&mut self, now: Ms) {
+        for (_, incoming) in std::mem::take(&mut self.held).into_values() {
+            if let Body::Offer(offer) = &incoming.body
+                && let Err(refused) = self.on_offer(now, &incoming, offer)
+            {
+                self.out.effects.push(Effect::Dropped {
+                    code: refused.code,
+                    from: incoming.from.clone(),
+                });
+            }
+        }
+    }
+
     pub(super) fn on_offer(
         &mut self,
         now: Ms,
@@ -37,31 +75,38 @@ impl Node {
         if self.policy.skills.is_empty() {
             return Ok(());
         }
-        let to = Addressee::Reply(offer.reply.clone());
-        let deal = match self.would_bid(now, &incoming.from, &owner, offer) {
-            Ok(deal) => deal,
+        match self.would_bid(now, &incoming.from, &owner, offer) {
+            Ok(deal) => self.bid(&owner, &incoming.from, offer, &deal),
             Err(refused) => {
-                let retry_at_ms = refused.retry_at_ms;
-                let decline = Decline {
-                    task: offer.task.clone(),
-                    requester: incoming.from.clone(),
-                    award_no: 0,
-                    code: refused.code,
-                    message: refused.message,
-                    retry_at_ms,
-                    entry: None,
-                    binding: None,
-                };
-                self.send(
-                    to,
-                    Body::Decline(Box::new(decline)),
-                    false,
-                    offer.relays.clone(),
-                    offer.expires_ms,
-                );
-                return Ok(());
+                if refused.code == OWNER_PAUSED {
+                    self.hold_offer(now, incoming, offer);
+                }
+                self.decline_offer(&incoming.from, offer, refused);
             }
+        }
+        Ok(())
+    }
+
+    fn decline_offer(&mut self, requester: &str, offer: &Offer, refused: Refused) {
+        let decline = Decline {
+            task: offer.task.clone(),
+            requester: requester.to_owned(),
+            award_no: 0,
+            code: refused.code,
+            message: refused.message,
+            retry_at_ms: refused.retry_at_ms,
+            entry: None,
+            binding: None,
         };
+        self.reply(offer, Body::Decline(Box::new(decline)));
+    }
+
+    fn reply(&mut self, offer: &Offer, body: Body) {
+        let (to, relays) = (Addressee::Reply(offer.reply.clone()), offer.relays.clone());
+        self.send(to, body, false, relays, offer.expires_ms);
+    }
+
+    fn bid(&mut self, owner: &str, requester: &str, offer: &Offer, deal: &Deal) {
         let queue = self.work.values().filter(|w| w.is_work()).count() as u32;
         let eta = self
             .policy
@@ -71,7 +116,7 @@ impl Node {
             .map_or(0, |s| s.unit_eta_ms);
         let bid = Bid {
             task: offer.task.clone(),
-            requester: incoming.from.clone(),
+            requester: requester.to_owned(),
             round: offer.round,
             total_mc: deal.total_mc,
             unit_price_mc: deal.unit_price_mc,
@@ -93,23 +138,16 @@ impl Node {
             .saturating_add(self.policy.skew_ms)
             .saturating_add(allowance_ms(offer.input_bytes_max))
             .min(offer.result_by_ms);
-        self.mark(&owner, until).bid = Some(Promise {
+        self.mark(owner, until).bid = Some(Promise {
             unit_price_mc: deal.unit_price_mc,
             units: deal.units,
         });
         self.journal(
             "bid_made",
             Some(&offer.task),
-            serde_json::json!({"to": incoming.from, "total_mc": bid.total_mc}),
+            serde_json::json!({"to": requester, "total_mc": bid.total_mc}),
         );
-        self.send(
-            to,
-            Body::Bid(Box::new(bid)),
-            false,
-            offer.relays.clone(),
-            offer.expires_ms,
-        );
-        Ok(())
+        self.reply(offer, Body::Bid(Box::new(bid)));
     }
 
     /// Whether this node bids on an offer. A bid is a promise, so everything is asked here that an award is asked later.
@@ -117,7 +155,7 @@ impl Node {
         if self.owner.paused.is_some() || self.stopping {
             let until = self.owner.paused.as_ref().and_then(|p| p.until_ms);
             return Err(
-                Refused::new("owner_paused", "the owner has paused foreign work").retry_at(until),
+                Refused::new(OWNER_PAUSED, "the owner has paused foreign work").retry_at(until),
             );
         }
         if offer.units == 0 {

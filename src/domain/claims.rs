@@ -71,6 +71,7 @@ impl Node {
             serde_json::json!({"award_no": receipt.award_no, "cost_mc": cost_mc, "from": from}),
         );
         self.end_work(now, &key, "paid");
+        self.moot(from, &receipt.task);
         Ok(())
     }
 
@@ -187,9 +188,8 @@ impl Node {
     /// The owner clears a peer: what it never paid is given up.
     pub(super) fn write_off(&mut self, now: Ms, npub: &str) {
         let open: Vec<_> = self
-            .work
-            .values()
-            .filter(|w| w.requester == npub && matches!(w.stage, Stage::Overdue | Stage::Disputed))
+            .work_of(npub)
+            .filter(|w| matches!(w.stage, Stage::Overdue | Stage::Disputed))
             .map(|w| (w.key.clone(), w.task.clone(), w.claim_mc()))
             .collect();
         for (key, task, claim_mc) in open {

@@ -49,6 +49,16 @@ impl Node {
         self.out.effects.push(Effect::Changed(task.to_owned()));
     }
 
+    /// The requester has gone on from its offer: see [`Effect::Moot`].
+    pub(super) fn moot(&mut self, requester: &str, task: &str) {
+        if requester != self.policy.me {
+            self.out.effects.push(Effect::Moot {
+                requester: requester.to_owned(),
+                task: task.to_owned(),
+            });
+        }
+    }
+
     pub(super) fn send_peer(&mut self, npub: &str, body: Body, expires_ms: Ms) {
         let relays = self
             .peers

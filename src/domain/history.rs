@@ -3,7 +3,8 @@
 //! Sets merge by union and fold in a fixed order, so two nodes with the same entries have the same task, whatever order,
 //! duplication or delay they arrived with. Order between authors decides display only; the terminal state follows
 //! precedence: requester's paid or refused > executor's completed or failed > requester's canceled > the rest. Two
-//! different entries of one author with one number are both kept, as proof of equivocation, and freeze the task.
+//! different entries of one author with one number are both kept, as proof of equivocation: nothing more of that author is taken
+//! into the task, so that its requester's freezes it whole, and an executor's ends that executor's part in it.
 
 use std::collections::BTreeMap;
 
@@ -176,6 +177,31 @@ fn floor(draft: &Draft<'_>) -> u32 {
     award_no.saturating_sub(1).saturating_mul(NUMBERS_PER_AWARD)
 }
 
+/// The entry of a decline by an executor that does not remember the task: the same whenever it answers this award, and under
+/// the last of the award's numbers, so that it meets none that is written with a memory.
+pub(super) fn decline_unremembered(
+    awarded: &Entry,
+    (me, key): (&str, &str),
+    award_no: u32,
+    code: &str,
+) -> Entry {
+    Entry {
+        task: awarded.task.clone(),
+        requester: awarded.requester.clone(),
+        author: me.to_owned(),
+        key: key.to_owned(),
+        seq: award_no.saturating_mul(NUMBERS_PER_AWARD),
+        hlc: awarded.hlc,
+        prev: String::new(),
+        heads: awarded.hash().into_iter().collect(),
+        what: Act::Declined {
+            award_no,
+            code: code.to_owned(),
+        },
+        sig: String::new(),
+    }
+}
+
 /// Takes an entry into its author's numbers.
 fn advance(heads: &mut Heads, entry: &Entry, hash: String) {
     let head = heads.by_author.entry(entry.author.clone()).or_default();
@@ -209,7 +235,7 @@ fn tick(hlc: u64, now: Ms) -> u64 {
     }
 }
 
-/// What [`write`] needs beside the heads.
+/// What [`write()`] needs beside the heads.
 pub struct Draft<'a> {
     /// Task id.
     pub task: &'a str,
@@ -239,7 +265,7 @@ pub fn admit(heads: &mut Heads, now: Ms, entry: &Entry) -> Result<(), Refused> {
             head.past.get(&entry.seq)
         };
         if known.is_some_and(|known| *known != hash) {
-            heads.equivocated = Some(entry.author.clone());
+            heads.equivocators.insert(entry.author.clone());
             return Err(Refused::new(
                 "equivocation",
                 "the author has signed two different entries with one number",

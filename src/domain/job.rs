@@ -1,6 +1,6 @@
 //! A job of ours: what was asked, to whom it went, what came back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -119,6 +119,8 @@ pub enum AwardState {
     Declined,
     /// Its result was delivered.
     Delivered,
+    /// The executor has signed two stories about the task: nothing of it is believed any more, and nothing is awarded to it.
+    Disputed,
 }
 
 /// One award of the job.
@@ -219,8 +221,9 @@ pub struct Heads {
     pub by_author: BTreeMap<Npub, Head>,
     /// Highest clock seen.
     pub hlc: u64,
-    /// Two different entries with one number were seen from this author.
-    pub equivocated: Option<Npub>,
+    /// Authors of whom two different entries with one number were seen.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub equivocators: BTreeSet<Npub>,
 }
 
 /// A job of ours.
@@ -263,6 +266,9 @@ pub struct Job {
     pub awards: Vec<AwardRow>,
     /// Auction round.
     pub round: u32,
+    /// When this round began.
+    #[serde(default)]
+    pub round_ms: Ms,
     /// When the offer of this round lapses.
     pub offer_expires_ms: Ms,
     /// When the best bid is taken; none before the first bid.
@@ -271,7 +277,7 @@ pub struct Job {
     pub bids: Vec<(Npub, Bid)>,
     /// Who said no, and why.
     pub refusals: BTreeMap<Npub, Reason>,
-    /// When a directed request that was turned away for now is sent again.
+    /// When a request that was turned away for now is sent again, or an offer is made anew.
     pub again_at_ms: Option<Ms>,
     /// The result, once there is one.
     pub outcome: Option<Outcome>,

@@ -1,7 +1,7 @@
 //! From a delivered result to a receipt or a refusal: the requester's side.
 
 use super::Node;
-use super::job::{AwardRow, AwardState, Outcome, Phase, Reason, Spare, TaskState};
+use super::job::{AwardRow, AwardState, Outcome, Phase, Reason, Route, Spare, TaskState};
 use super::ledger::State as Money;
 use super::step::{Chance, Effect, Findings, Ms, Refused};
 use crate::wire::entry::Act;
@@ -135,17 +135,7 @@ impl Node {
         );
         self.withdraw_others(now, task, no);
         match fault {
-            Some(evidence) => {
-                let findings = Findings {
-                    assurance: "none".into(),
-                    input: true,
-                    output: false,
-                    schema: None,
-                    units_checked: 0,
-                    fault: Some(evidence),
-                };
-                self.on_checked(now, chance, task, no, findings);
-            }
+            Some(evidence) => self.on_checked(now, chance, task, no, false_claim(evidence)),
             None => self.out.effects.push(Effect::Check {
                 task: task.to_owned(),
                 award_no: no,
@@ -225,6 +215,73 @@ impl Node {
             self.refuse(now, task, no, &proof, blank_evidence("superseded"));
         }
         Ok(())
+    }
+
+    /// An executor has signed two stories about the task: both are kept, its awards are disputed, what it delivered is not
+    /// looked at any more, and the task goes on without it. The money of its awards stays locked until `settle_by`.
+    pub(super) fn disqualify(&mut self, now: Ms, chance: &mut Chance, task: &str, npub: &str) {
+        let reason = Reason::new(
+            "equivocation",
+            "the executor has signed two stories about the task; both are kept as evidence, nothing more is awarded to it",
+        );
+        let Some(job) = self.jobs.get_mut(task) else {
+            return;
+        };
+        let below_award_no = job.awards.len() as u32 + 1;
+        let had_it = job.current().is_some_and(|a| a.executor == npub);
+        let unsettled = |a: &&mut AwardRow| a.executor == npub && a.money != Money::Committed;
+        for award in job.awards.iter_mut().filter(unsettled) {
+            award.state = AwardState::Disputed;
+        }
+        job.refusals.insert(npub.to_owned(), reason.clone());
+        job.bids.retain(|(bidder, _)| bidder != npub);
+        job.spares
+            .retain(|spare| spare.result.proof.executor != npub);
+        let judged = |o: &Outcome| o.executor == npub && o.findings.is_none() && !o.late;
+        let dropped = job.outcome.as_ref().is_some_and(judged);
+        if dropped {
+            job.outcome = None;
+        }
+        let ended = job.phase == Phase::Ended;
+        let lost = match job.phase {
+            Phase::Awarded | Phase::Working => had_it,
+            Phase::Checking => dropped,
+            Phase::Placing | Phase::Ended => false,
+        };
+        let in_pool = matches!(job.route, Route::Pool(_));
+        self.dirty.jobs.insert(task.to_owned());
+        if npub != self.policy.me && !ended {
+            let withdraw = Withdraw {
+                task: task.to_owned(),
+                below_award_no,
+            };
+            let expires_ms = now.saturating_add(self.policy.message_ttl_ms);
+            self.send_peer(npub, Body::Withdraw(withdraw), expires_ms);
+        }
+        if dropped && let Some(spare) = self.take_spare(task) {
+            self.examine(now, chance, task, spare.award_no, spare.result);
+        } else if lost && self.is_over(task) {
+            self.end_as_it_was(now, task, reason);
+        } else if lost && in_pool {
+            self.place(now, task);
+        } else if lost {
+            self.end(now, task, TaskState::Failed, reason);
+        }
+        self.changed(task);
+    }
+
+    /// Whether the task was canceled, or its deadline has passed, before its result was judged.
+    fn is_over(&self, task: &str) -> bool {
+        self.jobs.get(task).is_some_and(|job| job.state.is_final())
+    }
+
+    /// Closes a task that was ended while a result was being checked: it stays what it was.
+    pub(super) fn end_as_it_was(&mut self, now: Ms, task: &str, reason: Reason) {
+        let Some(job) = self.jobs.get(task) else {
+            return;
+        };
+        let (state, reason) = (job.state, job.reason.clone().unwrap_or(reason));
+        self.end(now, task, state, reason);
     }
 
     /// The next of the results that came meanwhile, whose money is still open.
@@ -349,6 +406,18 @@ pub(super) fn blank_evidence(code: &str) -> Evidence {
         unit: None,
         expected: String::new(),
         received: String::new(),
+    }
+}
+
+/// What is found of a claim that is not even counted right.
+fn false_claim(evidence: Evidence) -> Findings {
+    Findings {
+        assurance: "none".into(),
+        input: true,
+        output: false,
+        schema: None,
+        units_checked: 0,
+        fault: Some(evidence),
     }
 }
 

@@ -181,7 +181,7 @@ impl Node {
         }
     }
 
-    /// All awards of a foreign task that are in memory.
+    /// All awards of a foreign task, or of a requester, that are in memory.
     pub(super) fn work_of(&self, owner: &str) -> impl Iterator<Item = &Engagement> {
         let prefix = format!("{owner}/");
         let end = prefix.clone();
@@ -257,7 +257,7 @@ impl Node {
         let Some(heads) = self.foreign_heads(requester, task, until) else {
             return Ok(());
         };
-        if heads.equivocated.is_some() && !local {
+        if heads.equivocators.contains(requester) && !local {
             return Err(Refused::new(
                 "task_disputed",
                 "the task is frozen: an author contradicted itself",

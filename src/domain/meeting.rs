@@ -1,7 +1,5 @@
 //! Whom we meet: what a verified message shows of its author, and to whom in this room it goes.
 
-use std::collections::BTreeSet;
-
 use super::Node;
 use super::peer::{AdFacts, Peer, Tier};
 use super::step::{Chance, Change, Effect, Incoming, Ms, Refused};
@@ -67,6 +65,7 @@ impl Node {
             }
             Body::Offer(_) => Ok(()),
             Body::Withdraw(withdraw) => {
+                self.moot(&from, &withdraw.task);
                 self.supersede_work(now, &from, &withdraw.task, withdraw.below_award_no);
                 Ok(())
             }
@@ -81,6 +80,15 @@ impl Node {
             Body::Ack(_) | Body::Transfer(_) => Ok(()),
         };
         if let Err(refused) = outcome {
+            let ours = match &incoming.body {
+                Body::Accept(accept) => Some(&accept.task),
+                Body::Decline(decline) => Some(&decline.task),
+                Body::Update(update) => Some(&update.task),
+                _ => None,
+            };
+            if let (Some(task), "equivocation") = (ours, refused.code.as_str()) {
+                self.disqualify(now, chance, task, &from);
+            }
             self.out.effects.push(Effect::Dropped {
                 code: refused.code,
                 from,
@@ -114,6 +122,9 @@ impl Node {
                 None,
                 serde_json::json!({"from": incoming.from, "lct": ad.lct}),
             );
+        }
+        if !ad.paused {
+            self.ask_again(now, &incoming.from);
         }
         Ok(())
     }
@@ -160,35 +171,11 @@ impl Node {
         let stale = now.saturating_sub(met.last_seen_ms) > 60_000;
         if met != peer || stale {
             met.last_seen_ms = now;
-            self.make_room(&incoming.from);
+            self.make_room(now, &incoming.from);
             self.dirty.peers.insert(incoming.from.clone());
         }
         self.peers.insert(incoming.from.clone(), met);
         Ok(())
-    }
-
-    /// Forgets the stranger unseen for longest when too many are known.
-    pub(super) fn make_room(&mut self, newcomer: &str) {
-        if self.peers.len() < self.policy.peers_max as usize || self.peers.contains_key(newcomer) {
-            return;
-        }
-        let busy: BTreeSet<&str> = self.ledger.locks().map(|(key, _)| key.1.as_str()).collect();
-        let idle = |p: &&Peer| {
-            p.tier == Tier::Stranger
-                && !p.disputed
-                && self.ledger.account(&p.npub).posted_mc == 0
-                && !busy.contains(p.npub.as_str())
-        };
-        let oldest = self
-            .peers
-            .values()
-            .filter(idle)
-            .min_by_key(|p| p.last_seen_ms)
-            .map(|p| p.npub.clone());
-        if let Some(npub) = oldest {
-            self.peers.remove(&npub);
-            self.out.changes.push(Change::DropPeer(npub));
-        }
     }
 
     /// The entry is about this task, by its sender, under the sender's bound key.

@@ -87,14 +87,17 @@ impl Permission {
     }
 }
 
-/// An exception from the tiers for the peers, LCT roles and skills that it names: all that are named must fit.
+/// An exception from the tiers for the peers, LCT roles and skills that it names: all that are named must fit. A peer says
+/// itself which role it has, so a rule that knows its peers by their role alone can only take away, never give.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rule {
     /// Nostr key, hex.
     pub peer: Option<String>,
-    /// The role in the peer's LCT (the part after `#`). A peer names its role itself.
+    /// The role in the peer's LCT (the part after `#`).
     pub role: Option<String>,
+    /// Believe any peer with bound keys the role that it claims.
+    pub self_claimed: bool,
     /// Skill id.
     pub skill: Option<String>,
     /// What holds then.
@@ -107,6 +110,11 @@ impl Rule {
         self.peer.as_ref().is_none_or(|p| *p == peer.npub)
             && self.role.as_ref().is_none_or(|r| r == role)
             && self.skill.as_ref().is_none_or(|s| s == skill)
+    }
+
+    /// Whether the owner means this very peer, or believes its word.
+    fn gives(&self, peer: &Peer) -> bool {
+        self.role.is_none() || self.peer.is_some() || (self.self_claimed && peer.key.is_some())
     }
 }
 
@@ -136,13 +144,22 @@ impl Permissions {
             skills: None,
             ..tier
         };
-        self.rules
-            .iter()
+        let (given, claimed): (Vec<_>, Vec<_>) = (self.rules.iter())
             .filter(|rule| rule.fits(peer, skill))
-            .fold(Permission::default(), |all, rule| {
-                all.narrowed(&rule.permission)
+            .partition(|rule| rule.gives(peer));
+        let exception = (given.into_iter()).fold(Permission::default(), |all, rule| {
+            all.narrowed(&rule.permission)
+        });
+        claimed
+            .into_iter()
+            .fold(exception.over(general), |all, rule| {
+                // A price is not narrowed by being lower.
+                let unit_price_mc = all.unit_price_mc;
+                Permission {
+                    unit_price_mc,
+                    ..all.narrowed(&rule.permission)
+                }
             })
-            .over(general)
     }
 }
 
@@ -206,7 +223,7 @@ pub struct Policy {
     pub on_cancel: String,
     /// Verification method asked for.
     pub verification: String,
-    /// Units to recompute ([`super::requester::sample_size`]).
+    /// Units to recompute ([`super::judging::sample_size`]).
     pub forged_share_bp: u32,
     /// Wanted probability of detection, basis points.
     pub detection_bp: u32,
@@ -307,7 +324,48 @@ mod tests {
             peer: named(peer),
             skill: named(skill),
             role: named(role),
+            self_claimed: false,
             permission,
+        }
+    }
+
+    #[test]
+    fn a_role_that_a_peer_claims_gives_it_nothing() {
+        let wide = Permission {
+            allow: Some(true),
+            max_price_mc: Some(100),
+            unit_price_mc: Some(0),
+            budget_mc: Some(1_000),
+            rate_per_min: Some(1),
+            ..Permission::default()
+        };
+        let mut all = trusted(Permission {
+            allow: Some(false),
+            max_price_mc: Some(10),
+            budget_mc: Some(50),
+            ..Permission::default()
+        });
+        all.tier
+            .insert("stranger".into(), all.tier["trusted"].clone());
+        for tier in [Tier::Trusted, Tier::Stranger] {
+            let mut p = peer("p", tier, "admin");
+            p.key = Some("bound".to_owned());
+            all.rules = vec![rule("", "", "admin", wide.clone())];
+            let found = all.of(&p, "a");
+            let limits = (found.max_price_mc, found.unit_price_mc, found.budget_mc);
+            assert_eq!(limits, (Some(10), None, Some(50)));
+            assert!(!found.admits("a"));
+            assert_eq!(found.rate_per_min, Some(1), "it may take away");
+            // The owner names the peer, or takes its word: of one whose keys are bound.
+            all.rules = vec![rule("p", "", "admin", wide.clone())];
+            assert_eq!(all.of(&p, "a"), wide);
+            all.rules = vec![Rule {
+                self_claimed: true,
+                ..rule("", "", "admin", wide.clone())
+            }];
+            assert_eq!(all.of(&p, "a"), wide);
+            p.key = None;
+            assert!(!all.of(&p, "a").admits("a"));
         }
     }
 

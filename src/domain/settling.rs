@@ -106,9 +106,8 @@ impl Node {
             return;
         };
         if job.state.is_final() {
-            // Canceled or past its deadline before: it stays what it was.
-            let (state, reason) = (job.state, job.reason.clone().unwrap_or(reason));
-            self.end(now, task, state, reason);
+            // Canceled or past its deadline before.
+            self.end_as_it_was(now, task, reason);
         } else if now < job.deadline_ms && matches!(job.route, Route::Pool(_)) {
             job.outcome = None;
             self.place(now, task);

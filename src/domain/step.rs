@@ -448,6 +448,14 @@ pub enum Effect {
         /// The evidence.
         evidence: Evidence,
     },
+    /// Volatile: what was answered before this step to the requester's offer of this task need not be delivered any more. Its
+    /// reply key may be closed by now, and nobody there to acknowledge it.
+    Moot {
+        /// Whose offer.
+        requester: Npub,
+        /// Task id.
+        task: TaskId,
+    },
     /// Volatile: this task's view has changed.
     Changed(TaskId),
     /// Volatile: the answer to `ask`.

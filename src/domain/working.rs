@@ -158,7 +158,6 @@ impl Node {
         root: String,
         profile: String,
     ) {
-        use base64::Engine;
         let Some(work) = self.work.get(key) else {
             return;
         };
@@ -182,12 +181,31 @@ impl Node {
             unit_price_mc: work.unit_price_mc,
             cost_mc,
             device: self.policy.device.clone(),
-            model: None,
+            model: output
+                .get("model_hash")
+                .and_then(serde_json::Value::as_str)
+                .map(str::to_owned),
             profile,
             implementation: self.policy.implementation.clone(),
             started_ms: work.started_ms,
             finished_ms: now.max(work.started_ms),
             sig: String::new(),
+        };
+        self.hand_over(now, key, proof, output, units);
+    }
+
+    /// The result is signed for and goes to the requester.
+    fn hand_over(
+        &mut self,
+        now: Ms,
+        key: &EngagementKey,
+        proof: Proof,
+        output: serde_json::Value,
+        units: Vec<u8>,
+    ) {
+        use base64::Engine;
+        let Some(work) = self.work.get(key) else {
+            return;
         };
         let (requester, task, no, settle_by) = (
             work.requester.clone(),
@@ -218,7 +236,7 @@ impl Node {
         self.journal(
             "result_sent",
             Some(&task),
-            serde_json::json!({"key": key, "cost_mc": cost_mc, "root": proof.root}),
+            serde_json::json!({"key": key, "cost_mc": proof.cost_mc, "root": proof.root}),
         );
         let result = WorkResult {
             output,

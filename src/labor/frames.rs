@@ -26,7 +26,7 @@
 //! | `progress` | `job`, `units_done`, `units_total` | at most 5 a second per job, counting units taken over from a checkpoint; also a sign of life |
 //! | `checkpoint` | `job`, `units_done`, `bytes` | every `checkpoint_every_units` units |
 //! | `checkpoint_refused` | `job`, `code`, `message` | the given checkpoint was not usable; the job starts from nothing |
-//! | `done` | `job`, `units` [bytes], `executed_units`, `resumed_from` | all results in the order asked for; executed in this run only |
+//! | `done` | `job`, `units` \[bytes\], `executed_units`, `resumed_from` | all results in the order asked for; executed in this run only |
 //! | `stopped` | `job`, `checkpoint` bytes, `units_done`, `executed_units` | after `soft_stop`; start again with this checkpoint |
 //! | `failed` | `job`, `code`, `message` | the job is over, the worker goes on |
 //!

@@ -6,6 +6,7 @@
 
 #[cfg(any(feature = "crash-points", debug_assertions))]
 pub mod echo;
+pub mod embedding;
 pub mod simulation;
 
 use serde::de::DeserializeOwned;
@@ -15,7 +16,8 @@ use serde_json::Value;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct SkillError {
-    /// `skill_unknown`, `input_invalid`, `units_invalid` or `compute_failed`.
+    /// `skill_unknown`, `input_invalid`, `units_invalid`, `compute_failed`, or of a model: `model_missing`, `model_changed`,
+    /// `model_invalid` and the others of [`super::LaborError`].
     pub code: &'static str,
     /// For a person.
     pub message: String,
@@ -100,20 +102,44 @@ pub trait Skill: Sync {
     fn aggregate(&self, input: &Value, units: &[&[u8]]) -> Result<Value, SkillError>;
     /// Whether two results of one unit agree, given the numeric profiles of the machines that made them.
     fn compare(&self, profile_a: &str, profile_b: &str, unit_a: &[u8], unit_b: &[u8]) -> bool;
-    /// What computes the units of one input on the given cores.
+    /// The input with which somebody else's unit must be computed again to be compared: the same, with the model pinned to the
+    /// one that `theirs` names. A machine that does not have that model fails the job instead of comparing different things.
+    fn recompute_input(&self, input: &Value, theirs: &[u8]) -> Value {
+        let _ = theirs;
+        input.clone()
+    }
+    /// Whether this machine has what the skill needs besides the program; what it has not is not advertised.
+    #[cfg(feature = "labor")]
+    fn is_ready(&self, models: &super::models::Models) -> bool {
+        let _ = models;
+        true
+    }
+    /// Whether this machine has what this one input needs; code `model_missing`.
+    #[cfg(feature = "labor")]
+    fn check_ready(&self, input: &Value, models: &super::models::Models) -> Result<(), SkillError> {
+        let _ = (input, models);
+        Ok(())
+    }
+    /// What computes the units of one input on the given cores, with models from the given shelf.
     #[cfg(feature = "labor")]
     fn runner(
         &self,
         input: &Value,
         cores: std::sync::Arc<cores::Cores>,
+        shelf: &embedding::Shelf,
     ) -> Result<Box<dyn UnitRunner>, SkillError>;
 }
 
 /// Computes units of one job. Lives in the worker process only.
 #[cfg(feature = "labor")]
 pub trait UnitRunner {
-    /// The bytes of one unit: the same for any thread count and any order of calls.
+    /// The bytes of one unit: for any thread count and any order of calls the same, or at least such that
+    /// [`Skill::compare`] finds them equal.
     fn run(&mut self, unit: u32) -> Result<Vec<u8>, SkillError>;
+    /// Which units will be asked for next, in order: a runner that is faster with many at once may work ahead.
+    fn announce(&mut self, units: &[u32]) {
+        let _ = units;
+    }
 }
 
 #[cfg(feature = "labor")]
@@ -123,6 +149,7 @@ pub mod cores;
 pub fn registry() -> &'static [&'static dyn Skill] {
     &[
         &simulation::Simulation,
+        &embedding::Embedding,
         #[cfg(any(feature = "crash-points", debug_assertions))]
         &echo::Echo,
     ]
@@ -183,12 +210,46 @@ fn blame(name: &str, error: &str) -> String {
     }
 }
 
-/// What this node can do, for its card and `legion skills`.
+/// The skill of the tests is hidden but where they ask for it.
+fn is_public(skill: &dyn Skill) -> bool {
+    skill.id() != "echo" || std::env::var_os("LEGION_ECHO").is_some()
+}
+
+/// Every skill that this program knows, whether this machine has what it needs or not.
 pub fn catalog() -> Vec<SkillInfo> {
-    let offered =
-        |skill: &&&dyn Skill| skill.id() != "echo" || std::env::var_os("LEGION_ECHO").is_some();
-    let skills = registry().iter().filter(offered);
+    let skills = registry().iter().filter(|skill| is_public(**skill));
     skills.map(|skill| skill.info()).collect()
+}
+
+/// What this machine can do with the models registered in `models` (the folder `models/` of a home), for its ads, its card and
+/// `legion skills`. Without the feature `labor` that is nothing.
+pub fn offered(models: &std::path::Path) -> Vec<SkillInfo> {
+    #[cfg(feature = "labor")]
+    {
+        let models = super::models::Models::at(models);
+        let skills = registry().iter().filter(|skill| is_public(**skill));
+        let skills = skills.filter(|skill| skill.is_ready(&models));
+        skills.map(|skill| skill.info()).collect()
+    }
+    #[cfg(not(feature = "labor"))]
+    {
+        let _ = models;
+        Vec::new()
+    }
+}
+
+/// See [`Skill::check_ready`]: what an executor asks before it accepts an input.
+#[cfg(feature = "labor")]
+pub fn check_ready(skill: &str, input: &Value, models: &std::path::Path) -> Result<(), SkillError> {
+    find(skill)?.check_ready(input, &super::models::Models::at(models))
+}
+
+/// See [`Skill::recompute_input`]; an unknown skill's input stays as it is.
+pub fn recompute_input(skill: &str, input: &Value, theirs: &[u8]) -> Value {
+    find(skill).map_or_else(
+        |_| input.clone(),
+        |skill| skill.recompute_input(input, theirs),
+    )
 }
 
 /// Find a skill by id; code `skill_unknown`.

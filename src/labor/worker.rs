@@ -11,21 +11,23 @@ use std::time::{Duration, Instant};
 use super::LaborError;
 use super::checkpoint::{self, JobKey};
 use super::frames::{self, Bytes, PROTOCOL_VERSION, ToNode, ToWorker, Units, WorkerSkill};
+use super::models::Models;
 use super::skills::cores::{CorePools, numeric_profile};
-use super::skills::{self, SkillError, UnitRunner};
+use super::skills::embedding::Shelf;
+use super::skills::{self, Skill, SkillError, UnitRunner};
 
 /// At most five `progress` frames a second per job.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
 pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
-    let threads = match parse_threads(&args) {
-        Ok(threads) => threads,
+    let (threads, shelf) = match parse_args(&args) {
+        Ok(parsed) => parsed,
         Err(message) => {
             eprintln!("{message}");
             return ExitCode::from(2);
         }
     };
-    match run(threads, std::io::stdout()) {
+    match run(threads, shelf, std::io::stdout()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -34,20 +36,32 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-fn parse_threads(args: &[OsString]) -> Result<u32, String> {
-    match args {
-        [] => Ok(1),
-        [flag, number] if flag == "--threads" => number
-            .to_str()
-            .and_then(|number| number.parse().ok())
-            .filter(|threads| (1..=4096).contains(threads))
-            .ok_or_else(|| "--threads takes a number from 1 to 4096".to_owned()),
-        _ => Err("usage: worker [--threads N]; this command is started by the node".to_owned()),
+fn parse_args(args: &[OsString]) -> Result<(u32, Shelf), String> {
+    let (mut threads, mut shelf) = (1, Shelf::empty());
+    let mut words = args.iter();
+    while let Some(word) = words.next() {
+        match (word.to_str(), words.next()) {
+            (Some("--threads"), Some(number)) => {
+                threads = number
+                    .to_str()
+                    .and_then(|number| number.parse().ok())
+                    .filter(|threads| (1..=4096).contains(threads))
+                    .ok_or_else(|| "--threads takes a number from 1 to 4096".to_owned())?;
+            }
+            (Some("--models"), Some(folder)) => shelf = Shelf::of(Models::at(folder)),
+            _ => {
+                return Err(
+                    "usage: worker [--models DIR] [--threads N]; this command is started by the node"
+                        .to_owned(),
+                );
+            }
+        }
     }
+    Ok((threads, shelf))
 }
 
 /// One thread reads, this one works: it sees a stop between any two units.
-fn run(threads: u32, stdout: impl Write) -> Result<(), LaborError> {
+fn run(threads: u32, shelf: Shelf, stdout: impl Write) -> Result<(), LaborError> {
     let (sender, inbox) = channel();
     let reader = std::thread::Builder::new().name("frames".to_owned());
     reader.spawn(move || {
@@ -72,6 +86,7 @@ fn run(threads: u32, stdout: impl Write) -> Result<(), LaborError> {
         inbox,
         stdout,
         pools: CorePools::new(threads),
+        shelf,
         own: VecDeque::new(),
         foreign: VecDeque::new(),
     }
@@ -128,6 +143,8 @@ struct Worker<W> {
     inbox: Receiver<ToWorker>,
     stdout: W,
     pools: CorePools,
+    /// The models, the one used last loaded.
+    shelf: Shelf,
     /// The owner's jobs, worked before any foreign one.
     own: VecDeque<Job>,
     foreign: VecDeque<Job>,
@@ -158,11 +175,12 @@ impl<W: Write> Worker<W> {
     fn hear(&mut self, message: ToWorker) -> Result<(), LaborError> {
         match message {
             ToWorker::Describe {} => {
-                let skills = skills::catalog().into_iter();
+                let ready = |skill: &&&dyn Skill| skill.is_ready(self.shelf.models());
+                let skills = skills::registry().iter().filter(ready);
                 let skills = skills
                     .map(|skill| WorkerSkill {
-                        id: skill.id.to_owned(),
-                        implementation: skill.implementation.to_owned(),
+                        id: skill.id().to_owned(),
+                        implementation: skill.info().implementation.to_owned(),
                     })
                     .collect();
                 self.say(&ToNode::Described {
@@ -219,6 +237,8 @@ impl<W: Write> Worker<W> {
             }
             job.resumed_from = job.units_done();
         }
+        job.runner
+            .announce(job.order.get(job.done.len()..).unwrap_or_default());
         if job.done.len() == job.order.len() {
             return self.finish(job);
         }
@@ -253,7 +273,7 @@ impl<W: Write> Worker<W> {
         }
         Ok(Job {
             id,
-            runner: skill.runner(&plan.canonical_input, self.pools.take(threads))?,
+            runner: skill.runner(&plan.canonical_input, self.pools.take(threads), &self.shelf)?,
             key: JobKey::new(
                 skill.id(),
                 skill.info().implementation,
@@ -396,6 +416,7 @@ mod tests {
             inbox,
             stdout: &mut stdout,
             pools,
+            shelf: Shelf::empty(),
             own,
             foreign: VecDeque::new(),
         };

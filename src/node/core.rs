@@ -14,8 +14,8 @@ use super::delivery::Tell;
 use super::order::{Answer, Arrival, Mail, Order, Outlets};
 use super::rows::{self, Parcel};
 use super::sealer::{Early, Sealer};
+use super::transfer::Quota;
 use super::transfer::detach;
-use super::transfer::{Quota, Tell as TransferTell, rows as moves};
 use super::{Mailbox, clock, crash};
 use crate::domain::Node;
 use crate::domain::policy::Policy;
@@ -355,15 +355,7 @@ impl Core {
             if touch {
                 rows::set_read_until_s(txn, read_until_s)?;
             }
-            for (row, plain) in &batch.parted {
-                moves::put_new(txn, row, plain)?;
-            }
-            for row in &batch.held {
-                moves::put(txn, row)?;
-            }
-            for key in &batch.arrived {
-                moves::remove(txn, key)?;
-            }
+            detach::keep(txn, batch)?;
             parcels
                 .into_iter()
                 .zip(early)
@@ -437,24 +429,23 @@ impl Core {
         full
     }
 
-    fn let_out(&mut self, batch: Batch, parcels: Vec<Numbered>) {
+    fn let_out(&mut self, mut batch: Batch, parcels: Vec<Numbered>) {
+        detach::tell(&self.outlets.transfers, &mut batch);
         if !batch.swept.is_empty() {
             let _ = self.outlets.presence.send(Order::Sweep(batch.swept));
-        }
-        let begun = batch.parted.into_iter().map(|(row, _)| row);
-        for row in begun.chain(batch.held) {
-            let _ = self
-                .outlets
-                .transfers
-                .send(TransferTell::Began(Box::new(row)));
-        }
-        for key in batch.arrived {
-            let _ = self.outlets.transfers.send(TransferTell::Gone(key));
         }
         for (npub, rumor) in batch.acks {
             self.acks.entry(npub).or_default().push(rumor);
             self.acks_due
                 .get_or_insert_with(|| Instant::now() + ACK_WAIT);
+        }
+        // Before the messages of this batch, which may answer a newer round of the same offer.
+        for effect in &batch.effects {
+            if let Effect::Moot { requester, task } = effect {
+                let (requester, task) = (requester.clone(), task.clone());
+                let order = Order::Moot { requester, task };
+                let _ = self.outlets.delivery.send(Tell::Order(order));
+            }
         }
         for (seq, parcel, early) in parcels {
             let order = Order::Deliver(seq, parcel, Some(early));

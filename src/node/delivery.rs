@@ -20,6 +20,7 @@ use super::rows::Parcel;
 use super::sealer::{Early, Sealed, Sealer};
 use super::{Mailbox, clock, crash};
 use crate::carrier::{Handle, Outcome, Outgoing};
+use crate::domain::step::Addressee;
 use crate::wire::message::Body;
 
 /// A relay that said OK is asked again only after this long without an acknowledgement; doubles each time.
@@ -27,6 +28,8 @@ const REWRAP_FIRST: Duration = Duration::from_secs(600);
 const REWRAP_CAP: Duration = Duration::from_secs(24 * 3600);
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_CAP: Duration = Duration::from_secs(60);
+/// A relay of others without anything for it is left after this long.
+const FOREIGN_IDLE: Duration = Duration::from_secs(120);
 /// A message dated further ahead than this was dated by a clock that has been set back: no peer would take it.
 const AHEAD_S: u64 = 300;
 
@@ -82,6 +85,10 @@ pub struct Deliverer {
     rows: BTreeMap<u64, Row>,
     by_rumor: HashMap<EventId, u64>,
     by_wrap: HashMap<EventId, u64>,
+    /// Rows that answer an offer, by requester and task.
+    replies: HashMap<(String, String), BTreeSet<u64>>,
+    /// Relays of others that we are connected to, and when there was last something for them.
+    foreign: BTreeMap<String, Instant>,
     /// Relays that refuse messages for now, so that each says why once.
     refusing: BTreeSet<Arc<str>>,
     mailbox: Mailbox,
@@ -111,10 +118,15 @@ impl Deliverer {
         let mut this = Self {
             sealer,
             carrier,
-            relays,
+            relays: relays
+                .iter()
+                .map(|r| r.trim_end_matches('/').to_owned())
+                .collect(),
             rows: BTreeMap::new(),
             by_rumor: HashMap::new(),
             by_wrap: HashMap::new(),
+            replies: HashMap::new(),
+            foreign: BTreeMap::new(),
             refusing: BTreeSet::new(),
             mailbox,
             sealing: FuturesUnordered::new(),
@@ -190,7 +202,14 @@ impl Deliverer {
                         rewrap: REWRAP_FIRST,
                         expires_ms,
                     };
+                    if let Some(offer) = answered_offer(&row.parcel) {
+                        self.replies.entry(offer).or_default().insert(seq);
+                    }
                     self.rows.insert(seq, row);
+                }
+                Order::Moot { requester, task } => {
+                    let moot = self.replies.remove(&(requester, task));
+                    self.finish(moot.into_iter().flatten().collect());
                 }
                 Order::Try(parcel) => open.push((None, parcel)),
                 _ => {}
@@ -235,34 +254,54 @@ impl Deliverer {
                 self.by_rumor.insert(sealed.rumor, seq);
                 (row.rumor, row.recipient) = (Some(sealed.rumor), Some(sealed.recipient));
                 row.event = Some(sealed.event.clone());
+                to = row.roads(&self.relays);
+            } else {
+                // What is tried once goes where its reader reads, too.
+                let theirs = sealed.relays.iter().filter(|r| r.starts_with("wss://"));
+                to.extend(theirs.map(|relay| relay.trim_end_matches('/').to_owned()));
+                to.sort();
+                to.dedup();
             }
-            // What is tried once goes where its reader reads, too.
-            to.extend(
-                sealed
-                    .relays
-                    .into_iter()
-                    .filter(|r| r.starts_with("wss://")),
-            );
-            to.sort();
-            to.dedup();
-            Self::send(&self.carrier, &self.relays, &sealed.event, &to).await;
+            self.meet(&to);
+            send(&self.carrier, &sealed.event, &to).await;
         }
         crash::point("published", &[]);
     }
 
-    /// By parts: a future that borrows all of this is not `Send`.
-    async fn send(carrier: &Handle, own: &[String], event: &Outgoing, relays: &[String]) {
-        // A relay that is not ours is one where the recipient said it reads.
-        for relay in relays.iter().filter(|r| !own.contains(r)) {
-            if let Err(error) = carrier.add_relay(relay) {
-                tracing::debug!(
+    /// A relay that is not ours is one where a recipient said it reads: it is connected to while there is something for it.
+    fn meet(&mut self, relays: &[String]) {
+        for relay in relays.iter().filter(|r| !self.relays.contains(r)) {
+            match self.carrier.add_foreign_relay(relay) {
+                Ok(()) => {
+                    self.foreign.insert(relay.clone(), Instant::now());
+                }
+                Err(error) => tracing::debug!(
                     code = error.code(),
                     "a recipient's relay is not used: {error}"
-                );
+                ),
             }
         }
-        if let Err(error) = carrier.publish(event, relays).await {
-            tracing::warn!(code = error.code(), "a message waits: {error}");
+    }
+
+    /// Leaves the relays of others for which there has been nothing for a while.
+    fn part(&mut self, now: Instant) {
+        let idle: Vec<String> = self
+            .foreign
+            .iter()
+            .filter(|(_, used)| now.duration_since(**used) > FOREIGN_IDLE)
+            .map(|(relay, _)| relay.clone())
+            .collect();
+        if idle.is_empty() {
+            return;
+        }
+        let wanted: BTreeSet<String> = self.rows.values().flat_map(|row| row.roads(&[])).collect();
+        for relay in idle {
+            if wanted.contains(&relay) {
+                self.foreign.insert(relay, now);
+            } else {
+                self.foreign.remove(&relay);
+                self.carrier.remove_relay(&relay);
+            }
         }
     }
 
@@ -297,6 +336,14 @@ impl Deliverer {
             if let Some(row) = self.rows.remove(seq) {
                 row.rumor.map(|r| self.by_rumor.remove(&r));
                 row.event.map(|e| self.by_wrap.remove(&e.event_id()));
+                if let Some(offer) = answered_offer(&row.parcel)
+                    && let Some(seqs) = self.replies.get_mut(&offer)
+                {
+                    seqs.remove(seq);
+                    if seqs.is_empty() {
+                        self.replies.remove(&offer);
+                    }
+                }
             }
         }
         if !seqs.is_empty() {
@@ -346,7 +393,8 @@ impl Deliverer {
     async fn reconnected(&mut self, relay: &Arc<str>) {
         let mut anew = Vec::new();
         let mut again = Vec::new();
-        for (seq, row) in &self.rows {
+        let concerned = |row: &Row| row.roads(&self.relays).iter().any(|r| **r == **relay);
+        for (seq, row) in self.rows.iter().filter(|(_, row)| concerned(row)) {
             match &row.event {
                 Some(_) if !row.taken.is_empty() => anew.push((Some(*seq), row.parcel.clone())),
                 Some(event) => again.push(event.clone()),
@@ -354,7 +402,7 @@ impl Deliverer {
             }
         }
         for event in again {
-            Self::send(&self.carrier, &self.relays, &event, &[relay.to_string()]).await;
+            send(&self.carrier, &event, &[relay.to_string()]).await;
         }
         self.seal(anew);
     }
@@ -387,7 +435,7 @@ impl Deliverer {
                 row.due = now + row.retry;
                 row.retry = (row.retry * 2).min(RETRY_CAP);
                 match &row.event {
-                    Some(event) => again.push(event.clone()),
+                    Some(event) => again.push((event.clone(), row.roads(&self.relays))),
                     None => anew.push((Some(*seq), row.parcel.clone())),
                 }
             } else {
@@ -396,10 +444,47 @@ impl Deliverer {
                 anew.push((Some(*seq), row.parcel.clone()));
             }
         }
-        for event in again {
-            Self::send(&self.carrier, &self.relays, &event, &self.relays).await;
+        for (event, to) in again {
+            self.meet(&to);
+            send(&self.carrier, &event, &to).await;
         }
+        self.part(now);
         self.seal(anew);
+    }
+}
+
+impl Row {
+    /// Where its recipient may find it: our relays, and those where the recipient said that it reads.
+    fn roads(&self, own: &[String]) -> Vec<String> {
+        let named = self.parcel.sends.iter().flat_map(|send| &send.relays);
+        let mut roads: Vec<String> = named
+            .filter(|relay| relay.starts_with("wss://"))
+            .chain(own)
+            .map(|relay| relay.trim_end_matches('/').to_owned())
+            .collect();
+        roads.sort();
+        roads.dedup();
+        roads
+    }
+}
+
+/// Hands an event to these relays; their answers come as [`Tell::Published`].
+async fn send(carrier: &Handle, event: &Outgoing, relays: &[String]) {
+    if let Err(error) = carrier.publish(event, relays).await {
+        tracing::warn!(code = error.code(), "a message waits: {error}");
+    }
+}
+
+/// The offer (requester, task) that a parcel answers, if it goes to a reply key.
+fn answered_offer(parcel: &Parcel) -> Option<(String, String)> {
+    let send = parcel.sends.first()?;
+    if !matches!(send.to, Addressee::Reply(_)) {
+        return None;
+    }
+    match &send.body {
+        Body::Bid(bid) => Some((bid.requester.clone(), bid.task.clone())),
+        Body::Decline(decline) => Some((decline.requester.clone(), decline.task.clone())),
+        _ => None,
     }
 }
 

@@ -5,6 +5,7 @@
 mod reach;
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -58,16 +59,19 @@ pub struct Opener {
     /// Per pool: the second, and how many wraps were opened in it.
     opened: Mutex<BTreeMap<String, (u64, u32)>>,
     me: String,
+    /// Where this machine's models are registered.
+    models: PathBuf,
 }
 
 impl Opener {
     /// An opener for this ring.
-    pub fn new(keyring: Arc<Keyring>, me: String) -> Self {
+    pub fn new(keyring: Arc<Keyring>, me: String, models: PathBuf) -> Self {
         Self {
             keyring,
             bindings: Mutex::default(),
             opened: Mutex::default(),
             me,
+            models,
         }
     }
 
@@ -187,7 +191,7 @@ impl Opener {
         let plan = match &body {
             // Without its input there is nothing to plan yet.
             Body::Award(award) | Body::Request(award) if award.detached.is_none() => {
-                Some(plan(&award.skill, &award.input))
+                Some(plan_here(&award.skill, &award.input, &self.models))
             }
             _ => None,
         };
@@ -307,6 +311,17 @@ pub fn plan(skill: &str, input: &serde_json::Value) -> Result<PlanFacts, Refused
             output_bytes_max: plan.output_bytes_max,
         })
         .map_err(|e| Refused::new(e.code(), e.to_string()))
+}
+
+/// The same for an input that we are to work on: also whether this machine has what it needs.
+fn plan_here(skill: &str, input: &serde_json::Value, models: &Path) -> Result<PlanFacts, Refused> {
+    let facts = plan(skill, input)?;
+    #[cfg(feature = "labor")]
+    labor::skills::check_ready(skill, input, models)
+        .map_err(|e| Refused::new(e.code(), e.to_string()))?;
+    #[cfg(not(feature = "labor"))]
+    let _ = models;
+    Ok(facts)
 }
 
 /// Copies of a wrap, dropped before they cost a decryption.

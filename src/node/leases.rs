@@ -41,6 +41,8 @@ pub struct LaborSettings {
     pub checkpoint_every_units: u32,
     /// Folder for the workers' directories.
     pub scratch: PathBuf,
+    /// Where this machine's models are registered.
+    pub models: PathBuf,
 }
 
 enum Job {
@@ -140,7 +142,11 @@ impl Leases {
         if slot.is_none() {
             let config = SupervisorConfig {
                 program: self.settings.program.clone(),
-                args: vec!["worker".into()],
+                args: vec![
+                    "worker".into(),
+                    "--models".into(),
+                    self.settings.models.clone().into(),
+                ],
                 class: if own {
                     WorkerClass::Own
                 } else {

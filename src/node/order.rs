@@ -123,6 +123,13 @@ pub enum Order {
     Deliver(u64, Parcel, Option<Early>),
     /// Seal and try once: ephemeral messages, and notices to pools.
     Try(Parcel),
+    /// Replies to this offer need not be delivered any more.
+    Moot {
+        /// Whose offer.
+        requester: String,
+        /// Task id.
+        task: String,
+    },
     /// Start an engagement in the worker.
     Start {
         /// Engagement key.

@@ -43,7 +43,7 @@ impl Core {
                 let _ = self.outlets.presence.send(Order::Drain);
             }
             Effect::Inboxes => self.inboxes(),
-            Effect::Send(_) | Effect::Asked(_) | Effect::Done(_) => {}
+            Effect::Send(_) | Effect::Moot { .. } | Effect::Asked(_) | Effect::Done(_) => {}
         }
     }
 

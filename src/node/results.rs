@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::order::CheckOrder;
 use crate::domain::step::{Findings, LaborNews};
 use crate::labor::skills;
+use crate::wire::bounds::MAX_EVIDENCE_BYTES;
 use crate::wire::canonical;
 use crate::wire::entry::Entry;
 use crate::wire::merkle;
@@ -167,8 +168,8 @@ pub(super) fn compare(order: &CheckOrder, recomputed: &[Vec<u8>], profile: &str)
             findings.fault = Some(Evidence {
                 code: "unit_mismatch".into(),
                 unit: Some(*unit),
-                expected: STANDARD.encode(ours),
-                received: STANDARD.encode(theirs),
+                expected: shown(ours),
+                received: shown(theirs),
             });
             return findings;
         }
@@ -250,6 +251,21 @@ pub fn verify_export(export: &Value) -> Result<Value, (&'static str, String)> {
         "key": proof.key, "cost_mc": proof.cost_mc, "proof": name,
         "says": "who computed what from which input at which cost, untampered; not that the computation is right",
     }))
+}
+
+/// The first of the unit results, by which a skill says how the others are computed again.
+pub(super) fn first_unit(units: &str, count: u32) -> Option<Vec<u8>> {
+    split(units, count)?.into_iter().next()
+}
+
+/// A unit as evidence shows it: base64, or its hash where it is too long for a message. Whoever judges computes it again anyway.
+fn shown(unit: &[u8]) -> String {
+    let text = STANDARD.encode(unit);
+    if text.len() <= MAX_EVIDENCE_BYTES {
+        text
+    } else {
+        format!("sha256:{}", canonical::sha256_hex(unit))
+    }
 }
 
 /// Unit results of equal size out of their base64 concatenation.

@@ -122,7 +122,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         .map(|r| r.url.clone())
         .collect();
     let store = Arc::new(Store::open(home.store_file(), store_options())?);
-    let policy = policy(&config, &identity, &read)?;
+    let policy = policy(&config, &identity, &read, &home.models_dir())?;
     let server = ControlServer::bind(
         &lock,
         config.limits.control_line_bytes,
@@ -211,7 +211,11 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         outbox_state.clone(),
     ));
     let generation = Arc::new(AtomicU64::new(0));
-    let opener = Arc::new(Opener::new(keyring.clone(), policy.me.clone()));
+    let opener = Arc::new(Opener::new(
+        keyring.clone(),
+        policy.me.clone(),
+        home.models_dir(),
+    ));
     let transfer_state: Arc<Mutex<TransferState>> = Arc::default();
     let rooms = transfer::Rooms {
         store: store.clone(),
@@ -257,6 +261,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         soft_stop_ms: config.labor.soft_stop_ms,
         checkpoint_every_units: u32::try_from(config.labor.checkpoint_every_units).unwrap_or(8),
         scratch: home.root().join("scratch"),
+        models: home.models_dir(),
     };
     let profile: Arc<Mutex<Option<String>>> = Arc::default();
     let leases = tokio::spawn(Leases::run(
@@ -391,12 +396,18 @@ fn quota(config: &Config) -> Quota {
 }
 
 /// The settings as the decisions need them.
-fn policy(config: &Config, identity: &Identity, relays: &[String]) -> Result<Policy, NodeError> {
+fn policy(
+    config: &Config,
+    identity: &Identity,
+    relays: &[String],
+    models: &std::path::Path,
+) -> Result<Policy, NodeError> {
     let public = identity.public();
     let binding = Binding::sign(identity, clock::now_ms() / 1000 + BINDING_S, None)?;
     let market = &config.market;
     let offered = if config.labor.enabled && cfg!(feature = "labor") {
-        skills::catalog()
+        // A skill whose model is missing is not advertised.
+        skills::offered(models)
     } else {
         Vec::new()
     };
@@ -484,6 +495,7 @@ fn rule(rule: &PermissionRule) -> Result<Rule, IdentityError> {
     Ok(Rule {
         peer: rule.peer.as_deref().map(parse_npub).transpose()?,
         role: rule.role.clone(),
+        self_claimed: rule.self_claimed,
         skill: rule.skill.clone(),
         permission: Permission {
             allow: rule.allow,

@@ -260,6 +260,7 @@ pub fn why(node: &Node, store: &Store, id: &str, now: u64) -> Result<Option<Valu
                 AwardState::Superseded => "lost the award: no sign of life",
                 AwardState::Declined => "gave the award back",
                 AwardState::Delivered => "delivered the result",
+                AwardState::Disputed => "contradicted itself about the task",
             };
             json!({"code": "awarded", "text": text, "retry_at_ms": null})
         } else if let Some((_, bid)) = found.bids.iter().find(|(n, _)| *n == peer.npub) {

@@ -2,10 +2,11 @@
 //! disk before its OKs are sent. Read and rewritten at the start, and again when most of it is dead. It knows no connection beyond the
 //! queue its answer goes to.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nostr::Event;
 use tokio::sync::{mpsc, oneshot};
@@ -16,6 +17,8 @@ use super::memory::{Admission, Memory};
 use super::outbox::{Outbox, Outgoing};
 use super::record::{Bytes32, Record};
 
+/// How long the file's lock is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// Entries that may wait for the disk; a publisher beyond waits.
 const QUEUE_ENTRIES: usize = 8_192;
 /// Entries in one write and one fsync.
@@ -47,6 +50,19 @@ pub(crate) struct Journal {
     _guard: File,
 }
 
+/// Takes the lock, with a little patience: a relay that is just ending, or a process that was just forked from it, lets go soon.
+fn hold(guard: &File) -> Result<(), TryLockError> {
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match guard.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 impl Journal {
     /// Opens the file (creates it), loads what is alive into `memory` and rewrites the file without the rest.
     pub(crate) fn open(path: &Path, memory: &mut Memory, now_s: u64) -> Result<Self, RelayError> {
@@ -55,7 +71,7 @@ impl Journal {
             source,
         };
         let guard = File::create(with_suffix(path, "lock")).map_err(failed)?;
-        guard.try_lock().map_err(|_| RelayError::DataInUse {
+        hold(&guard).map_err(|_| RelayError::DataInUse {
             path: path.to_owned(),
         })?;
         let (unloaded_events, good_bytes) = load(path, memory, now_s).map_err(failed)?;

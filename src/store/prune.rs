@@ -18,6 +18,9 @@ pub struct Limits {
     pub finished_age_max_ms: u64,
     /// Journal entries kept; at least one always is, since it carries the numbering on. Default 1,000,000.
     pub journal_entries_max: u64,
+    /// Seen ids kept, two for a message; of more, those that expire first are forgotten early. Whoever is a stranger can have ids
+    /// remembered for a month. Default 2,000,000.
+    pub seen_max: u64,
 }
 
 impl Default for Limits {
@@ -26,6 +29,7 @@ impl Default for Limits {
             finished_tasks_max: 1_000_000,
             finished_age_max_ms: 365 * 24 * 60 * 60 * 1000,
             journal_entries_max: 1_000_000,
+            seen_max: 2_000_000,
         }
     }
 }
@@ -33,7 +37,7 @@ impl Default for Limits {
 /// What one call of [`Txn::prune`] removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pruned {
-    /// Seen ids past their expiry.
+    /// Seen ids past their expiry, or beyond their number.
     pub seen: u64,
     /// Finished tasks.
     pub tasks: u64,
@@ -49,7 +53,7 @@ pub struct Pruned {
 const OWNED: [Table; 3] = [Table::Payloads, Table::History, Table::Checkpoints];
 
 impl Txn<'_> {
-    /// Forgets what [`Limits`] does not cover: seen ids that expired, finished tasks that are too many or too old with
+    /// Forgets what [`Limits`] does not cover: seen ids that expired or are too many, finished tasks that are too many or too old with
     /// all they own, journal entries that are too many. Oldest first, at most `max_rows` rows in this call (a
     /// row and its index entry count as one), so that a batch of the node's loop stays short: 1,000 take about 10 ms.
     /// Live tasks are never touched.
@@ -64,7 +68,7 @@ impl Txn<'_> {
     ) -> Result<Pruned, StoreError> {
         let mut left = max_rows;
         let mut pruned = Pruned {
-            seen: self.prune_seen(now_ms / 1000, &mut left)?,
+            seen: self.prune_seen(now_ms / 1000, limits, &mut left)?,
             ..Pruned::default()
         };
         self.prune_tasks(now_ms, limits, &mut left, &mut pruned)?;
@@ -73,10 +77,20 @@ impl Txn<'_> {
         Ok(pruned)
     }
 
-    fn prune_seen(&mut self, now_s: u64, left: &mut usize) -> Result<u64, StoreError> {
+    fn prune_seen(
+        &mut self,
+        now_s: u64,
+        limits: &Limits,
+        left: &mut usize,
+    ) -> Result<u64, StoreError> {
         let end = now_s.to_be_bytes();
+        let excess = (self.count(Table::SeenByTime)?).saturating_sub(limits.seen_max);
+        let most = usize::try_from(excess).unwrap_or(usize::MAX).min(*left);
         let span = Span::before(&end);
-        let expired = self.keys(Table::SeenByTime, span, *left, Order::Ascending)?;
+        let mut expired = self.keys(Table::SeenByTime, span, *left, Order::Ascending)?;
+        if expired.len() < most {
+            expired = self.keys(Table::SeenByTime, Span::all(), most, Order::Ascending)?;
+        }
         for by_time in &expired {
             if let Some((_, key)) = by_time.split_first_chunk::<8>() {
                 self.delete(Table::Seen, key)?;

@@ -268,6 +268,20 @@ pub(crate) fn decode<T: DeserializeOwned>(table: Table, body: &[u8]) -> Result<T
     })
 }
 
+/// Shows one row of a redb table of either kind; whether it is there.
+pub(crate) fn one(
+    table: Table,
+    rows: &impl redb::ReadableTable<&'static [u8], &'static [u8]>,
+    key: &[u8],
+    visit: &mut dyn FnMut(&[u8]) -> Result<(), StoreError>,
+) -> Result<bool, StoreError> {
+    let Some(value) = rows.get(key).map_err(error::redb("read a row"))? else {
+        return Ok(false);
+    };
+    visit(table::body(table, value.value())?)?;
+    Ok(true)
+}
+
 /// Walks a redb table of either kind.
 pub(crate) fn walk(
     table: Table,
@@ -344,11 +358,7 @@ impl Rows for View {
         let Some(rows) = self.table(table)? else {
             return Ok(false);
         };
-        let Some(value) = rows.get(key).map_err(error::redb("read a row"))? else {
-            return Ok(false);
-        };
-        visit(table::body(table, value.value())?)?;
-        Ok(true)
+        one(table, rows, key, visit)
     }
 
     fn visit(

@@ -5,7 +5,7 @@
 use std::cell::OnceCell;
 use std::fmt;
 
-use redb::{ReadableTable as _, ReadableTableMetadata as _};
+use redb::ReadableTableMetadata as _;
 use serde::Serialize;
 
 use super::error::{self, StoreError};
@@ -184,12 +184,7 @@ impl Rows for Txn<'_> {
         key: &[u8],
         visit: &mut dyn FnMut(&[u8]) -> Result<(), StoreError>,
     ) -> Result<bool, StoreError> {
-        let rows = self.table(table)?;
-        let Some(value) = rows.get(key).map_err(error::redb("read a row"))? else {
-            return Ok(false);
-        };
-        visit(table::body(table, value.value())?)?;
-        Ok(true)
+        rows::one(table, self.table(table)?, key, visit)
     }
 
     fn visit(

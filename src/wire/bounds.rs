@@ -195,7 +195,8 @@ pub fn keep_public_relays(body: &mut Body) {
     relays.truncate(MAX_RELAYS);
 }
 
-/// Whether an address named by somebody else may be connected to. A name that resolves to a private address is not seen here.
+/// Whether an address named by somebody else may be connected to. A name that resolves to a private address is not seen here,
+/// but where it is resolved: see [`is_public_address`].
 pub fn is_public_relay(url: &str) -> bool {
     if url.len() > MAX_RELAY_BYTES || !url.starts_with("wss://") {
         return false;
@@ -204,10 +205,18 @@ pub fn is_public_relay(url: &str) -> bool {
         return false;
     };
     match url.host() {
-        Some(Host::Ipv4(ip)) => is_public_v4(ip),
-        Some(Host::Ipv6(ip)) => is_public_v6(ip),
+        Some(Host::Ipv4(ip)) => is_public_address(ip.into()),
+        Some(Host::Ipv6(ip)) => is_public_address(ip.into()),
         Some(Host::Domain(domain)) => is_public_name(domain),
         None => false,
+    }
+}
+
+/// Whether an address lies outside this machine and every private, shared or reserved network (IANA special-purpose registries).
+pub fn is_public_address(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => is_public_v4(ip),
+        IpAddr::V6(ip) => is_public_v6(ip),
     }
 }
 

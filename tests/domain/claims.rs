@@ -312,7 +312,10 @@ fn a_flood_of_offers_cannot_grow_memory() {
     assert_eq!((bids, refusals, stored.len()), (1_024, 1_976, 1_024));
     // Requests from nowhere are bounded by the same room.
     let (_, request) = hall.directed(8);
-    assert_eq!(dropped(&hall.hand(0, 1, request)), ["too_many_marks"]);
+    let step = hall.hand(0, 1, request);
+    assert_eq!(dropped(&step), ["too_many_marks"]);
+    marks(&step, &mut stored);
+    assert_eq!(stored.len(), 1_024, "the answer is not remembered");
     let step = hall.wait(1, 600_000);
     marks(&step, &mut stored);
     assert!(
@@ -320,6 +323,43 @@ fn a_flood_of_offers_cannot_grow_memory() {
         "lapsed bids are forgotten: {}",
         stored.len()
     );
+}
+
+/// A directed task that finds no room is declined, the same way each time, and asked for again later with success.
+#[test]
+fn a_request_that_finds_no_room_is_declined_and_comes_again() {
+    let mut hall = Hall::with(2, |_, policy| {
+        policy.skills[0].unit_price_mc = 0;
+        policy.offer_ttl_ms = 10_000;
+    });
+    hall.trust(1, 0, Tier::Stranger);
+    let (_, step) = hall.ask(0, 8, Route::Pool("legion".into()), 100 * HOUR);
+    let Body::Offer(offer) = one(&step) else {
+        panic!("an offer")
+    };
+    for n in 0..1_024 {
+        let mut offer = offer.clone();
+        offer.task = format!("{n:032x}");
+        hall.hand(0, 1, Body::Offer(offer));
+    }
+    let (task, step) = hall.ask(0, 8, Route::Peer(hall.npub(1)), HOUR);
+    let request = one(&step);
+    let step = hall.hand(0, 1, request.clone());
+    let written = |change: &Change| matches!(change, Change::Put(Row::Entry(_) | Row::Mark(_)));
+    assert!(!step.changes.iter().any(written), "nothing is written down");
+    let decline = one(&step);
+    assert!(matches!(&decline, Body::Decline(d) if d.code == "too_many_marks"));
+    assert_eq!(one(&hall.hand(0, 1, request)), decline, "no second story");
+    hall.hand(1, 0, decline);
+    assert_eq!(hall.job(0, &task).phase, Phase::Placing);
+    hall.wait(1, 60_000);
+    let again = letters(&hall.give(0, Input::Tick));
+    let request = |(_, body): &(_, Body)| matches!(body, Body::Request(a) if a.award_no == 2);
+    let again = again.into_iter().find(request).expect("asked again").1;
+    let step = hall.hand(0, 1, again);
+    let accept = letters(&step).into_iter().next().expect("an answer").1;
+    assert_eq!(dropped(&hall.hand(1, 0, accept)), [""; 0]);
+    assert_eq!(hall.job(0, &task).phase, Phase::Working);
 }
 
 /// A cancel is remembered while an award may follow it, and the award is then declined.

@@ -1,15 +1,16 @@
 //! A task's history: whatever order, repetition or split its entries arrive in, it says the same; who contradicts itself
-//! freezes the task; a clock too far ahead moves nothing.
+//! is believed no more; a clock too far ahead moves nothing.
 
 use legiond::domain::engagement::Stage;
 use legiond::domain::history::{self, Draft, FUTURE_MAX_MS, History, Told};
-use legiond::domain::job::Heads;
-use legiond::domain::step::{Change, Input, Row, Step};
+use legiond::domain::job::{AwardState, Heads, Phase, Route, TaskState};
+use legiond::domain::ledger::State as Money;
+use legiond::domain::step::{Addressee, Change, Input, Row, Step};
 use legiond::wire::entry::{Act, Entry};
 use legiond::wire::message::{Body, News};
 use proptest::prelude::*;
 
-use super::pair::{Hall, dropped, journaled, one};
+use super::pair::{Hall, dropped, journaled, letters, one};
 use crate::sim::world::T0;
 
 fn act(kind: usize, award_no: u32) -> Act {
@@ -118,7 +119,7 @@ proptest! {
         }
         // However many entries came since, the second story is noticed.
         prop_assert_eq!(history::admit(&mut heads, T0, &other).unwrap_err().code, "equivocation");
-        prop_assert_eq!(heads.equivocated.as_ref(), Some(&author));
+        prop_assert!(heads.equivocators.contains(&author));
         entries.push(other);
         if reverse {
             entries.reverse();
@@ -153,28 +154,39 @@ fn kept(step: &Step) -> usize {
     step.changes.iter().filter(entry).count()
 }
 
-/// The requester sees two stories of its executor: both are kept, and the task is frozen.
+/// The executor's letter, and the same with another entry under the same number.
+fn two_stories(body: Body) -> [Body; 2] {
+    let mut other = body.clone();
+    match &mut other {
+        Body::Accept(accept) => accept.entry.hlc += 1,
+        Body::Update(update) => match &mut update.news {
+            News::Completed(result) => result.entry.hlc += 1,
+            other => panic!("a result: {other:?}"),
+        },
+        other => panic!("an acceptance or a result: {other:?}"),
+    }
+    [body, other]
+}
+
+/// The requester sees two stories of the one executor that it may use: both are kept, and the task has failed.
 #[test]
-fn an_executor_that_contradicts_itself_freezes_the_task() {
+fn an_executor_that_contradicts_itself_is_believed_no_more() {
     let mut hall = Hall::new(2);
     let (task, request) = hall.directed(8);
-    let accept = one(&hall.hand(0, 1, request));
-    let step = hall.hand(1, 0, accept.clone());
+    let [accept, other] = two_stories(one(&hall.hand(0, 1, request)));
+    let step = hall.hand(1, 0, accept);
     assert_eq!(kept(&step), 1);
-    let Body::Accept(mut other) = accept else {
-        panic!("an acceptance")
-    };
-    other.entry.hlc += 1;
-    let step = hall.hand(1, 0, Body::Accept(other));
+    let step = hall.hand(1, 0, other);
     assert_eq!(dropped(&step), ["equivocation"]);
     assert_eq!((kept(&step), journaled(&step, "equivocation")), (1, 1));
     let npub = hall.npub(1);
-    assert_eq!(hall.nodes[0].peers()[&npub].frauds, 1);
-    assert_eq!(hall.job(0, &task).heads.equivocated, Some(npub));
-    assert_eq!(
-        hall.job(0, &task).reason.as_ref().unwrap().code,
-        "task_disputed"
-    );
+    let peer = &hall.nodes[0].peers()[&npub];
+    assert_eq!((peer.frauds, peer.disputed), (1, true));
+    let job = hall.job(0, &task);
+    assert!(job.heads.equivocators.contains(&npub));
+    assert_eq!((job.phase, job.state), (Phase::Ended, TaskState::Failed));
+    assert_eq!(job.reason.as_ref().unwrap().code, "equivocation");
+    assert_eq!(job.awards[0].state, AwardState::Disputed);
     let key = format!("{}/{task}/1", hall.npub(0));
     let result = one(&hall.finish(1, &key, 8));
     let before = hall.snapshot(0);
@@ -182,6 +194,66 @@ fn an_executor_that_contradicts_itself_freezes_the_task() {
     assert_eq!(dropped(&step), ["task_disputed"]);
     assert!(hall.snapshot(0) == before, "nothing else has changed");
     assert_eq!(hall.nodes[0].ledger().locks().count(), 1, "money is held");
+}
+
+/// In a pool the task goes on with another executor, whether the two stories are told early or about a result that is being
+/// checked; the money of the first award is held until settlement, and its executor never gets the task again.
+#[test]
+fn a_task_goes_on_without_the_executor_that_contradicts_itself() {
+    for late in [false, true] {
+        let mut hall = Hall::new(3);
+        let (task, step) = hall.ask(0, 8, Route::Pool("legion".into()), 3_600_000);
+        let offer = one(&step);
+        let bid = one(&hall.hand(0, 1, offer.clone()));
+        hall.hand(1, 0, bid);
+        let award = one(&hall.wait(0, 1_500));
+        let [accept, other] = two_stories(one(&hall.hand(0, 1, award)));
+        hall.hand(1, 0, accept);
+        let step = if late {
+            let key = format!("{}/{task}/1", hall.npub(0));
+            let [result, other] = two_stories(one(&hall.finish(1, &key, 8)));
+            hall.hand(1, 0, result);
+            assert_eq!(hall.job(0, &task).phase, Phase::Checking);
+            hall.hand(1, 0, other)
+        } else {
+            hall.hand(1, 0, other)
+        };
+        assert_eq!(journaled(&step, "equivocation"), 1);
+        let liar = Addressee::Peer(hall.npub(1));
+        let told = letters(&step);
+        let withdrawn = (liar, "pool/withdraw");
+        assert!(
+            told.iter()
+                .any(|(to, body)| (to.clone(), body.method()) == withdrawn)
+        );
+        let again = told
+            .into_iter()
+            .find(|(_, body)| matches!(body, Body::Offer(_)));
+        let again = again.expect("another round").1;
+        // What is said of the old result does not matter any more.
+        assert!(letters(&hall.check(0, &task, 1, None)).is_empty());
+        let bids = [1, 2].map(|at| one(&hall.hand(0, at, again.clone())));
+        let step = hall.hand(1, 0, bids[0].clone());
+        assert_eq!(dropped(&step), ["bid_unwelcome"]);
+        let award = one(&hall.hand(2, 0, bids[1].clone()));
+        let accept = one(&hall.hand(0, 2, award));
+        hall.hand(2, 0, accept);
+        let key = format!("{}/{task}/2", hall.npub(0));
+        let result = one(&hall.finish(2, &key, 8));
+        hall.hand(2, 0, result);
+        hall.check(0, &task, 2, None);
+        let job = hall.job(0, &task);
+        assert_eq!((job.state, job.cost_mc), (TaskState::Completed, 8));
+        let money: Vec<_> = job.awards.iter().map(|a| (a.state, a.money)).collect();
+        let disputed = (AwardState::Disputed, Money::Locked);
+        assert_eq!(money, [disputed, (AwardState::Delivered, Money::Committed)]);
+        hall.now = job.awards[0].settle_by_ms + 1;
+        hall.give(0, Input::CaughtUp { online: true });
+        let job = hall.job(0, &task);
+        assert_eq!(job.awards[0].money, Money::RolledBack);
+        assert_eq!(hall.nodes[0].ledger().account(&hall.npub(1)).posted_mc, 0);
+        assert!(hall.nodes[0].peers()[&hall.npub(1)].disputed);
+    }
 }
 
 /// The executor sees two stories of its requester: no receipt is taken any more, and its credit is gone.

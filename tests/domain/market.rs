@@ -6,7 +6,7 @@ use legiond::domain::engagement::Stage;
 use legiond::domain::job::{Phase, Route, TaskState};
 use legiond::domain::peer::Tier;
 use legiond::domain::policy::{Permission, Policy, Rule};
-use legiond::domain::step::{Effect, Input, LaborNews, PauseMode, Step};
+use legiond::domain::step::{Effect, Input, LaborNews, Step};
 use legiond::wire::market::Bid;
 use legiond::wire::message::{Body, News, Update};
 use proptest::prelude::*;
@@ -57,6 +57,7 @@ fn permitted(permission: Permission, level: usize) -> impl Fn(usize, &mut Policy
         let requester = crate::sim::policy::policy(0).me;
         all.rules.push(Rule {
             role: (level == 1).then(|| "worker".to_owned()),
+            self_claimed: level == 1,
             skill: (level == 2).then(|| SKILL.to_owned()),
             peer: (level == 3).then_some(requester),
             permission,
@@ -201,6 +202,7 @@ proptest! {
         let mut peer = legiond::domain::peer::Peer::stranger(&crate::sim::policy::policy(0).me);
         peer.tier = Tier::Trusted;
         peer.lct = "lct:0#worker".into();
+        peer.key = Some("bound".into());
         let mut set: Vec<_> = caps.iter().skip(1).flatten().collect();
         if set.is_empty() {
             set.extend(&caps[0]);
@@ -404,8 +406,7 @@ fn refused_by_all_is_rejected_at_once() {
     let mut hall = Hall::with(3, |at, policy| {
         policy.skills[0].unit_price_mc = if at == 2 { 10_000 } else { 1 };
     });
-    let mode = PauseMode::Now;
-    hall.give(1, Input::Pause { mode, for_ms: None });
+    hall.trust(1, 0, Tier::Stranger);
     let (task, step) = hall.ask(0, 8, pool(), 60 * MINUTE);
     let offer = one(&step);
     for at in [1, 2] {
@@ -417,7 +418,7 @@ fn refused_by_all_is_rejected_at_once() {
     assert_eq!((job.phase, job.state), (Phase::Ended, TaskState::Rejected));
     assert_eq!(job.reason.as_ref().unwrap().code, "no_provider");
     let why = |at: usize| job.refusals[&hall.npub(at)].code.as_str();
-    assert_eq!((why(1), why(2)), ("owner_paused", "price_too_low"));
+    assert_eq!((why(1), why(2)), ("credit_required", "price_too_low"));
 }
 
 /// A lease runs out by time in which the requester was there to hear, and by no other.
@@ -460,4 +461,45 @@ fn a_lease_expires_only_by_time_that_was_caught_up() {
     assert_eq!(journaled(&hall.wait(0, 1), "lease_expired"), 1);
     let key = format!("{}/{task}/1", hall.npub(0));
     assert_eq!(hall.nodes[1].work()[&key].stage, Stage::Running);
+}
+
+/// An answer to an offer is not kept for a reply key that nobody reads any more: neither a bid that was awarded nor one on a task
+/// that was withdrawn or canceled, and again at the receipt, should the node have died in between.
+#[test]
+fn an_answer_to_an_offer_ends_with_the_offer() {
+    let moot = |hall: &Hall, step: &Step, task: &str| {
+        let wanted = Effect::Moot {
+            requester: hall.npub(0),
+            task: task.to_owned(),
+        };
+        step.effects.iter().filter(|e| **e == wanted).count()
+    };
+    let mut hall = Hall::new(2);
+    let (task, step) = hall.ask(0, 8, pool(), 60 * MINUTE);
+    let step = hall.hand(0, 1, one(&step));
+    assert_eq!(moot(&hall, &step, &task), 0, "it has just been said");
+    let award = one(&hall.hand(1, 0, one(&step)));
+    let step = hall.hand(0, 1, award);
+    assert_eq!(moot(&hall, &step, &task), 1);
+    hall.hand(1, 0, one(&step));
+    let key = format!("{}/{task}/1", hall.npub(0));
+    let result = one(&hall.finish(1, &key, 8));
+    hall.hand(1, 0, result);
+    let receipt = one(&hall.check(0, &task, 1, None));
+    let step = hall.hand(0, 1, receipt);
+    assert_eq!(moot(&hall, &step, &task), 1);
+
+    let mut hall = Hall::new(2);
+    let (task, step) = hall.ask(0, 8, pool(), 60 * MINUTE);
+    hall.hand(0, 1, one(&step));
+    let withdraw = one(&hall.give(0, Input::Cancel { task: task.clone() }));
+    assert!(matches!(withdraw, Body::Withdraw(_)));
+    let step = hall.hand(0, 1, withdraw);
+    assert_eq!(moot(&hall, &step, &task), 1);
+
+    let mut hall = Hall::new(2);
+    let task = hall.accepted(8);
+    let cancel = one(&hall.give(0, Input::Cancel { task: task.clone() }));
+    let step = hall.hand(0, 1, cancel);
+    assert_eq!(moot(&hall, &step, &task), 1);
 }

@@ -69,7 +69,7 @@ impl Hall {
     }
 
     /// `at` hears the ad of `other`.
-    pub(crate) fn meet(&mut self, at: usize, other: usize) {
+    pub(crate) fn meet(&mut self, at: usize, other: usize) -> Step {
         let policy = &self.policies[other];
         let ad = Ad {
             lct: policy.lct.clone(),
@@ -80,7 +80,7 @@ impl Hall {
             paused: false,
             expires_ms: self.now + 24 * 3_600_000,
         };
-        self.hand(other, at, Body::Ad(Box::new(ad)));
+        self.hand(other, at, Body::Ad(Box::new(ad)))
     }
 
     pub(crate) fn give(&mut self, at: usize, input: Input) -> Step {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
 use legiond::labor::skills::cores::{CorePools, numeric_profile};
+use legiond::labor::skills::embedding::Shelf;
 use legiond::labor::skills::find;
 use legiond::wire::market::Award;
 use legiond::wire::message::{Body, WorkResult};
@@ -29,7 +30,9 @@ pub(super) fn profile() -> String {
 pub(super) fn units_of(input: &Value) -> Vec<Vec<u8>> {
     let skill = find("simulation").unwrap();
     let units = skill.plan(input).unwrap().units;
-    let mut runner = skill.runner(input, CorePools::new(1).take(1)).unwrap();
+    let mut runner = skill
+        .runner(input, CorePools::new(1).take(1), &Shelf::empty())
+        .unwrap();
     (0..units).map(|unit| runner.run(unit).unwrap()).collect()
 }
 

@@ -373,6 +373,36 @@ fn two_statements_with_one_number_are_kept_against_their_author() {
     assert_eq!(eve.hear_decline(&next), "credit_required");
 }
 
+/// Nobody has to acknowledge an answer to an offer for it to leave the outbox: the end of the offer does.
+#[test]
+fn answers_to_an_offer_leave_the_outbox_with_it() {
+    let target = Target::start();
+    let node = &target.node;
+    let mut eve = target.trusted(100);
+    eve.join_pool();
+    let waiting = || node.ok(&["status"])["outbox"]["waiting"].as_u64().unwrap();
+    for bids in [true, false] {
+        let task = task_id();
+        let offer = eve.offer(&task, |o| {
+            if !bids {
+                o.skill = "burglary".into();
+            }
+        });
+        eve.announce(Body::Offer(Box::new(offer)));
+        eve.hear("an answer", |h| match &h.body {
+            Body::Bid(bid) => (bid.task == task && bids).then_some(()),
+            Body::Decline(decline) => (decline.task == task && !bids).then_some(()),
+            _ => None,
+        });
+        assert_eq!(waiting(), 1, "it was not acknowledged");
+        eve.announce(Body::Withdraw(Withdraw {
+            task,
+            below_award_no: 0,
+        }));
+        until("the outbox to be empty", || (waiting() == 0).then_some(()));
+    }
+}
+
 /// "Somebody else was first" gives up a claim only to a requester that has also withdrawn the award.
 #[test]
 fn work_is_not_had_for_nothing_by_calling_it_superseded() {

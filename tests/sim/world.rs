@@ -552,6 +552,18 @@ impl World {
                     *self.machines[at].dropped.entry(code.clone()).or_default() += 1;
                 }
                 Effect::Asked(_) | Effect::Done(_) => self.machines[at].said.push(effect),
+                // What this step sent is newer, and stays; it is not a reply to the offer that is over.
+                Effect::Moot { requester, task } => {
+                    let over = |send: &Send| match &send.body {
+                        Body::Bid(bid) => bid.requester == requester && bid.task == task,
+                        Body::Decline(d) => d.requester == requester && d.task == task,
+                        _ => false,
+                    };
+                    let outbox = &mut self.machines[at].disk.outbox;
+                    outbox.retain(|_, (send, _)| {
+                        !matches!(send.to, Addressee::Reply(_)) || !over(send)
+                    });
+                }
                 Effect::Send(_) | Effect::Changed(_) | Effect::Readvertise | Effect::Inboxes => {}
             }
         }

@@ -139,3 +139,31 @@ fn pruning_stops_at_its_row_limit_and_goes_on_where_it_stopped() {
     assert!(!view.seen_contains(&[5; 32], &[5; 32]).unwrap());
     assert!(view.seen_contains(&[6; 32], &[6; 32]).unwrap());
 }
+
+#[test]
+fn seen_ids_beyond_their_number_go_by_their_expiry() {
+    let home = home();
+    let store = open(&home.path().join("store.redb"));
+    store
+        .write(|txn| {
+            for n in 0..10u8 {
+                txn.seen_insert(&[1; 32], &[n; 32], None, 1_000 + u64::from(n))?;
+            }
+            Ok(())
+        })
+        .unwrap();
+    let four = Limits {
+        seen_max: 4,
+        ..Limits::default()
+    };
+    let pruned = store.write(|txn| txn.prune(1_000, &four, 5)).unwrap();
+    assert_eq!((pruned.seen, pruned.more), (5, true), "a little at a time");
+    let pruned = store.write(|txn| txn.prune(1_000, &four, 5)).unwrap();
+    assert_eq!((pruned.seen, pruned.more), (1, false));
+    let view = store.view().unwrap();
+    let kept = |n: &u8| view.seen_contains(&[1; 32], &[*n; 32]).unwrap();
+    assert_eq!((0..10).filter(kept).collect::<Vec<_>>(), [6, 7, 8, 9]);
+    // What has expired goes in any case.
+    let pruned = store.write(|txn| txn.prune(1_008_000, &four, 5)).unwrap();
+    assert_eq!(pruned.seen, 2);
+}

@@ -70,6 +70,15 @@ impl Relay {
         self.url.trim_start_matches("ws://").to_owned()
     }
 
+    /// Process id.
+    #[allow(
+        dead_code,
+        reason = "the bench looks at the relay's share of the machine"
+    )]
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Kills the process.
     pub(crate) fn kill(mut self) {
         let _ = self.child.kill();
@@ -556,6 +565,26 @@ pub(crate) fn option<'a>(extra: &[&'a str]) -> Vec<&'a str> {
         "--set",
         "paths=20000",
     ];
+    args.extend(extra);
+    args
+}
+
+/// Work of some seconds for one core.
+pub(crate) fn long<'a>(extra: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["ask", "simulation"];
+    for pair in [
+        "kind=european",
+        "side=call",
+        "spot=100",
+        "strike=105",
+        "rate=0.05",
+        "volatility=0.2",
+        "years=1",
+        "steps=256",
+        "paths=1000000",
+    ] {
+        args.extend(["--set", pair]);
+    }
     args.extend(extra);
     args
 }

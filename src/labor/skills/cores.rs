@@ -18,6 +18,14 @@ impl Cores {
         self.threads
     }
 
+    /// Run `work` on these cores: what it does in parallel stays within them.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
+
     /// Run `work(0..count)` on these cores and return the results in index order, whatever finished first.
     pub fn map<T: Send>(&self, count: u32, work: impl Fn(u32) -> T + Send + Sync) -> Vec<T> {
         use rayon::iter::{IntoParallelIterator, ParallelIterator};
@@ -45,8 +53,8 @@ impl CorePools {
         }
     }
 
-    /// `threads` of them, or all that there are: 0 means all. One thread, or a refusal of the system to give more, means that the
-    /// caller's own thread does the work; the results are the same.
+    /// `threads` of them, or all that there are: 0 means all. Where the system gives no threads, the caller's own does the work;
+    /// the results are the same. One thread has a pool too, or parallel tensor operations would use every core.
     pub fn take(&self, threads: u32) -> Arc<Cores> {
         let threads = if threads == 0 {
             self.limit
@@ -55,17 +63,11 @@ impl CorePools {
         };
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         let cores = pools.entry(threads).or_insert_with(|| {
-            let build = || {
-                rayon::ThreadPoolBuilder::new()
-                    .num_threads(threads as usize)
-                    .build()
-                    .ok()
-            };
-            let pool = if threads > 1 {
-                build().map(Arc::new)
-            } else {
-                None
-            };
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads as usize)
+                .build()
+                .ok()
+                .map(Arc::new);
             Arc::new(Cores { threads, pool })
         });
         Arc::clone(cores)

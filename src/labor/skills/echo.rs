@@ -70,6 +70,7 @@ impl Skill for Echo {
         &self,
         input: &Value,
         _cores: Arc<super::cores::Cores>,
+        _shelf: &super::embedding::Shelf,
     ) -> Result<Box<dyn super::UnitRunner>, SkillError> {
         Ok(Box::new(Runner(digest(input)?)))
     }

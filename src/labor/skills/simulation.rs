@@ -450,6 +450,7 @@ impl Skill for Simulation {
         &self,
         input: &Value,
         cores: std::sync::Arc<super::cores::Cores>,
+        _: &super::embedding::Shelf,
     ) -> Result<Box<dyn super::UnitRunner>, SkillError> {
         Ok(Box::new(kernel::Runner::new(Job::parse(input)?, cores)))
     }

@@ -30,6 +30,7 @@ const PATH: &str =
 const RANDOM: &str = "check the system's random source, and try again";
 const PASSPHRASE: &str =
     "pass --no-passphrase, --passphrase-file F or --passphrase-fd N, or run it on a terminal";
+const MODELS: &str = "`legion models` lists this machine's, `legion models add DIR` adds one";
 const WHY: &str = "`legion why ID` says why, per peer";
 
 /// Code, exit code, next step.
@@ -138,6 +139,13 @@ const INPUT: &[Row] = &[
 
 /// Homes, settings, keys and other files.
 const FILES: &[Row] = &[
+    ("model_invalid", FAULTY, MODELS),
+    ("model_missing", FAULTY, MODELS),
+    ("model_changed", FAULTY, MODELS),
+    ("model_exists", FAULTY, MODELS),
+    ("model_name", FAULTY, MODELS),
+    ("model_register", FAULTY, MODELS),
+    ("model_io", FAULTY, PATH),
     ("io", FAULTY, PATH),
     (
         "system_refused",

@@ -6,9 +6,10 @@ use serde_json::Value;
 use super::{Events, Job, Leases};
 use crate::domain::step::{Findings, Input};
 use crate::labor::frames::Units;
+use crate::labor::skills;
 use crate::labor::supervisor::StartJob;
 use crate::node::order::{CheckOrder, Mail};
-use crate::node::results::precheck;
+use crate::node::results::{first_unit, precheck};
 use crate::wire::proof::Evidence;
 
 impl Leases {
@@ -28,10 +29,12 @@ impl Leases {
                 self.checked(&order, findings)
             }
             Ok(findings) => {
+                let theirs = first_unit(&order.units, order.proof.units).unwrap_or_default();
                 let start = StartJob {
                     job: 0,
                     skill: order.skill.clone(),
-                    input: order.input.clone(),
+                    // Without the model that they used the worker refuses, and nothing is held against them.
+                    input: skills::recompute_input(&order.skill, &order.input, &theirs),
                     units: Units::Only(order.sample.clone()),
                     threads: 0,
                     foreign: false,
@@ -73,7 +76,7 @@ impl Leases {
         let start = StartJob {
             job: 0,
             skill: skill.clone(),
-            input,
+            input: skills::recompute_input(&skill, &input, &ours),
             units: Units::Only(vec![unit]),
             threads: 0,
             foreign: false,

@@ -2,7 +2,9 @@
 //! its payload is held until that is here. Called by the loop, within its batch.
 
 use sha2::{Digest, Sha256};
+use tokio::sync::mpsc::UnboundedSender;
 
+use super::Tell;
 use super::rows::{self, Bits, End, Move};
 use crate::domain::Node;
 use crate::domain::peer::Tier;
@@ -10,7 +12,7 @@ use crate::domain::step::{Addressee, Incoming, Input, Refused, Send};
 use crate::identity::blob;
 use crate::node::batch::Batch;
 use crate::node::core::Core;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Txn};
 use crate::wire::message::Body;
 use crate::wire::transfer::{self, Detached, INLINE_BYTES};
 
@@ -102,6 +104,35 @@ impl Core {
             }
         }
         Ok(true)
+    }
+}
+
+/// Writes what a batch has to say of transfers.
+///
+/// # Errors
+/// The store's.
+pub(in crate::node) fn keep(txn: &mut Txn<'_>, batch: &Batch) -> Result<(), StoreError> {
+    for (row, plain) in &batch.parted {
+        rows::put_new(txn, row, plain)?;
+    }
+    for row in &batch.held {
+        rows::put(txn, row)?;
+    }
+    for key in &batch.arrived {
+        rows::remove(txn, key)?;
+    }
+    Ok(())
+}
+
+/// Tells the transfers of it, once it is durable.
+pub(in crate::node) fn tell(transfers: &UnboundedSender<Tell>, batch: &mut Batch) {
+    let parted = std::mem::take(&mut batch.parted);
+    let begun = parted.into_iter().map(|(row, _)| row);
+    for row in begun.chain(std::mem::take(&mut batch.held)) {
+        let _ = transfers.send(Tell::Began(Box::new(row)));
+    }
+    for key in std::mem::take(&mut batch.arrived) {
+        let _ = transfers.send(Tell::Gone(key));
     }
 }
 

@@ -7,6 +7,7 @@ use super::super::{Simulation, Tally};
 use super::*;
 use crate::labor::skills::Skill;
 use crate::labor::skills::cores::CorePools;
+use crate::labor::skills::embedding::Shelf;
 
 fn input(kind: &str, side: &str, paths: u64) -> Value {
     json!({"kind": kind, "side": side, "spot": 100, "strike": 105, "rate": 0.03, "volatility": 0.25, "years": 1.5,
@@ -20,7 +21,7 @@ fn with(mut input: Value, field: &str, value: Value) -> Value {
 
 fn run_units(input: &Value, threads: u32) -> Vec<Vec<u8>> {
     let cores = CorePools::new(threads).take(0);
-    let mut runner = Simulation.runner(input, cores).unwrap();
+    let mut runner = Simulation.runner(input, cores, &Shelf::empty()).unwrap();
     (0..Simulation.plan(input).unwrap().units)
         .map(|unit| runner.run(unit).unwrap())
         .collect()
@@ -119,7 +120,7 @@ fn threads_and_order_do_not_change_bytes() {
         assert_eq!(run_units(&input, 2), one);
         assert_eq!(run_units(&input, 5), one);
         let mut runner = Simulation
-            .runner(&input, CorePools::new(2).take(0))
+            .runner(&input, CorePools::new(2).take(0), &Shelf::empty())
             .unwrap();
         for unit in (0..one.len()).rev() {
             assert_eq!(runner.run(unit as u32).unwrap(), one[unit]);
