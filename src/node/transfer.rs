@@ -168,6 +168,8 @@ pub(in crate::node) struct Transfers {
     /// The second, and how often somebody was told in it that a transfer is unknown.
     strange: (u64, u32),
     shown: Instant,
+    /// When the timers were last looked at.
+    looked: Instant,
 }
 
 impl Transfers {
@@ -184,6 +186,7 @@ impl Transfers {
             receiving: BTreeMap::new(),
             strange: (0, 0),
             shown: Instant::now(),
+            looked: Instant::now(),
         };
         for row in stored {
             this.began(row, true);
@@ -201,6 +204,13 @@ impl Transfers {
                         batch.push(next);
                     }
                     tokio::task::block_in_place(|| this.hear(batch));
+                    // A flood of words must not keep the rest from its turn.
+                    while let Ok(tell) = tells.try_recv() {
+                        tokio::task::block_in_place(|| this.told(tell));
+                    }
+                    if this.looked.elapsed() >= TICK {
+                        tokio::task::block_in_place(|| this.look_after());
+                    }
                 }
                 tell = tells.recv() => match tell {
                     Some(tell) => tokio::task::block_in_place(|| this.told(tell)),
@@ -314,6 +324,7 @@ impl Transfers {
     }
 
     fn look_after(&mut self) {
+        self.looked = Instant::now();
         let now_ms = clock::now_ms();
         let late = |row: &Move| row.expires_ms <= now_ms;
         let sending = self.sending.iter().filter(|(_, s)| late(&s.row));

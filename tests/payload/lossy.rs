@@ -90,7 +90,7 @@ impl Seen {
     fn loses(&self, one_in: u64) -> bool {
         let turn = self.chance.fetch_add(1, Ordering::SeqCst);
         let mixed = (turn ^ (turn >> 7)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33;
-        one_in > 0 && mixed % one_in == 0
+        one_in > 0 && mixed.is_multiple_of(one_in)
     }
 }
 

@@ -303,3 +303,28 @@ fn key_of(text: &str) -> Result<[u8; 32], Fault> {
     hex::decode_to_slice(text, &mut key).map_err(|_| Fault::Code("transfer_key"))?;
     Ok(key)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The promise: what is called missing is exactly what is not there, as far as the ranges speak.
+        #[test]
+        fn missing_ranges_are_the_complement(have in proptest::collection::btree_set(0u32..90, 0..90), most in 1usize..20) {
+            let mut bits = Bits::none(90);
+            for at in &have {
+                prop_assert!(bits.add(*at));
+                prop_assert!(!bits.add(*at));
+            }
+            prop_assert_eq!(bits.count() as usize, have.len());
+            let (ranges, upto) = bits.missing(90, most);
+            prop_assert!(ranges.len() <= most && (upto == 90 || ranges.len() == most));
+            for at in 0..upto {
+                let missing = ranges.iter().any(|(from, to)| (*from..*to).contains(&at));
+                prop_assert_eq!(missing, !have.contains(&at));
+            }
+        }
+    }
+}
