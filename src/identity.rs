@@ -5,6 +5,7 @@
 //! It must not know what a message says, how it travels, or what is stored about it; time and limits are parameters. Nothing
 //! here prints a secret: no type that holds one derives `Debug` or `Serialize`, and no error quotes one.
 
+pub mod blob;
 pub mod contact;
 pub mod conversation;
 pub mod error;

@@ -22,6 +22,7 @@ pub mod results;
 pub mod rows;
 pub mod sealer;
 pub mod start;
+pub mod transfer;
 pub mod view;
 
 use std::sync::Arc;

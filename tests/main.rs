@@ -33,6 +33,8 @@ mod outage;
 mod owner;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod path;
+#[cfg(all(feature = "labor", feature = "relay"))]
+mod payload;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod pools;
 #[cfg(feature = "relay")]

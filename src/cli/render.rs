@@ -364,6 +364,14 @@ pub(crate) fn status(view: &Value) -> String {
         counts("work"),
         counts("outbox")
     ));
+    let moving = view.get("transfers").unwrap_or(&Value::Null);
+    text.push_str(&format!(
+        "payloads on their way: {} in, {} out, {} of {} bytes done\n",
+        cell(moving, "/incoming"),
+        cell(moving, "/outgoing"),
+        cell(moving, "/done_bytes"),
+        cell(moving, "/bytes")
+    ));
     text.push_str(&format!(
         "peers: {}, amounts locked: {}\n",
         cell(view, "/peers"),

@@ -127,6 +127,13 @@ impl Node {
                 "the award changes the skill, the units or the price of our bid",
             ));
         }
+        if award.detached.is_some() {
+            // The input is not here, and will not come: the node says why in place of the plan.
+            return Err(match &incoming.plan {
+                Some(Err(refused)) => refused.clone(),
+                _ => Refused::new("transfer_missing", "the input did not arrive"),
+            });
+        }
         let committed = crate::wire::market::commitment(&award.input, &award.salt)
             .is_ok_and(|c| c == award.commitment);
         if !committed {
@@ -136,6 +143,7 @@ impl Node {
             ));
         }
         let plan = planned(incoming, award)?;
+        self.fits(plan.output_bytes_max)?;
         let from = incoming.from.clone();
         let bid = matches!(incoming.body, Body::Award(_));
         let deal = self.would_do(
@@ -539,12 +547,6 @@ fn planned(incoming: &Incoming, award: &Award) -> Result<PlanFacts, Refused> {
                 "the input has {} units, the award says {}",
                 plan.units, award.units
             ),
-        ));
-    }
-    if plan.output_bytes_max > super::RESULT_BYTES_MAX {
-        return Err(Refused::new(
-            "payload_too_large",
-            "the result would not fit into one envelope",
         ));
     }
     Ok(plan)

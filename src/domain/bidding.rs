@@ -8,6 +8,7 @@ use super::peer::Tier;
 use super::step::{Addressee, Effect, Incoming, Ms, Refused};
 use crate::wire::market::{Bid, Decline, Offer};
 use crate::wire::message::Body;
+use crate::wire::transfer::allowance_ms;
 
 /// What the executor agrees to, before it is an engagement.
 pub(super) struct Deal {
@@ -138,6 +139,7 @@ impl Node {
             .expires_ms
             .saturating_add(self.policy.accept_within_ms)
             .saturating_add(self.policy.skew_ms)
+            .saturating_add(allowance_ms(offer.input_bytes_max))
             .min(offer.result_by_ms);
         self.mark(owner, until).bid = Some(Promise {
             unit_price_mc: deal.unit_price_mc,
@@ -166,12 +168,9 @@ impl Node {
                 "the offer does not say how many units it has",
             ));
         }
-        if offer.output_bytes_max > super::RESULT_BYTES_MAX {
-            return Err(Refused::new(
-                "payload_too_large",
-                "the result would not fit into one envelope",
-            ));
-        }
+        // The class is the next power of two: half of it is certain.
+        self.fits(offer.input_bytes_max / 2)?;
+        self.fits(offer.output_bytes_max)?;
         if !self.room_for_mark(from, owner) {
             return Err(Refused::new("too_many_bids", "too many bids are open here")
                 .retry_at(Some(now.saturating_add(10_000))));

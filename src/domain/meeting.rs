@@ -93,7 +93,7 @@ impl Node {
             Body::Cancel(cancel) => self.on_cancel_message(now, &from, &cancel.task, &cancel.entry),
             Body::Receipt(receipt) => self.on_receipt(now, &from, receipt),
             Body::Refusal(refusal) => self.on_refusal(now, &from, refusal),
-            Body::Ack(_) => Ok(()),
+            Body::Ack(_) | Body::Transfer(_) => Ok(()),
         };
         if let Err(refused) = outcome {
             let ours = match &incoming.body {

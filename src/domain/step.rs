@@ -306,6 +306,19 @@ pub enum Input {
         /// What was found.
         findings: Findings,
     },
+    /// A payload of a job of ours moves: its input to the executor, or its result to us.
+    Moving {
+        /// Task id.
+        task: TaskId,
+        /// Award.
+        award_no: u32,
+        /// Bytes that have arrived.
+        done_bytes: u64,
+        /// Bytes in all.
+        bytes: u64,
+        /// Whether it is the result.
+        result: bool,
+    },
     /// The evidence of a refusal was recomputed.
     EvidenceChecked {
         /// Which engagement.

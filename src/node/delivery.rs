@@ -258,6 +258,12 @@ impl Deliverer {
                 (row.rumor, row.recipient) = (Some(sealed.rumor), Some(sealed.recipient));
                 row.event = Some(sealed.event.clone());
                 to = row.roads(&self.relays);
+            } else {
+                // What is tried once goes where its reader reads, too.
+                let theirs = sealed.named.iter().filter(|r| r.starts_with("wss://"));
+                to.extend(theirs.map(|relay| relay.trim_end_matches('/').to_owned()));
+                to.sort();
+                to.dedup();
             }
             self.meet(&to);
             send(&self.carrier, &sealed.event, &to, &self.relays).await;

@@ -11,6 +11,7 @@ use super::control::{ControlError, ControlHandler, NotifySender, codes};
 use super::delivery::OutboxState;
 use super::order::{Answer, Counters, Mail};
 use super::pools::Pools;
+use super::transfer::TransferState;
 use super::{Mailbox, clock, contact, inbox, view};
 use crate::carrier::Handle;
 use crate::config::Config;
@@ -48,6 +49,8 @@ pub struct Handlers {
     pub counters: Arc<Mutex<Counters>>,
     /// The outbox.
     pub outbox: Arc<Mutex<OutboxState>>,
+    /// Payloads on their way.
+    pub transfers: Arc<Mutex<TransferState>>,
     /// Numeric profile of the worker, once known.
     pub profile: Arc<Mutex<Option<String>>>,
     /// What confines the workers; none if this node has no workers.
@@ -403,6 +406,7 @@ impl Handlers {
         let relays: serde_json::Map<String, Value> = self.relays();
         let counters = self.counters.lock().map(|c| c.clone()).unwrap_or_default();
         let outbox = self.outbox.lock().map(|o| *o).unwrap_or_default();
+        let moving = self.transfers.lock().map(|t| *t).unwrap_or_default();
         let profile = self.profile.lock().map(|p| p.clone()).unwrap_or_default();
         let public = self.identity.public().clone();
         let (started_ms, cores) = (self.started_ms, *self.cores.borrow());
@@ -418,7 +422,9 @@ impl Handlers {
                 "work": {"queued": count(Stage::Queued), "running": count(Stage::Running) + count(Stage::Stopping), "hibernating": count(Stage::Hibernating),
                          "awaiting_receipt": count(Stage::Finished), "overdue": count(Stage::Overdue), "disputed": count(Stage::Disputed)},
                 "paused": node.owner().paused, "peers": node.peers().len(), "locks": node.ledger().locks().count(),
-                "outbox": {"waiting": outbox.waiting, "untaken": outbox.untaken}, "dropped": counters.dropped, "commits": counters.commits,
+                "outbox": {"waiting": outbox.waiting, "untaken": outbox.untaken}, "dropped": counters.dropped,
+                "transfers": {"incoming": moving.incoming, "outgoing": moving.outgoing, "done_bytes": moving.done_bytes, "bytes": moving.bytes,
+                              "chunks_sent": moving.chunks_sent, "chunks_resent": moving.chunks_resent, "chunks_new": moving.chunks_new}, "commits": counters.commits,
                 "store_bytes": store.file_bytes()?,
             }))
         })

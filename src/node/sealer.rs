@@ -38,6 +38,8 @@ pub struct Sealed {
     pub rumor: EventId,
     /// Whose inbox it goes to.
     pub recipient: PublicKey,
+    /// Relays where the recipient said that it reads, beside ours: somebody else named them.
+    pub named: Vec<String>,
     /// The wrap.
     pub event: Outgoing,
     /// Relays where a private pool meets, besides our own.
@@ -118,6 +120,11 @@ impl Sealer {
         Ok(Sealed {
             rumor: envelope.rumor_id(),
             recipient,
+            named: parcel
+                .sends
+                .iter()
+                .flat_map(|s| s.relays.iter().cloned())
+                .collect(),
             event: Outgoing::from_event(&event),
             relays,
         })

@@ -18,6 +18,7 @@ use super::order::{Counters, Mail, Outlets};
 use super::pools::Pools;
 use super::presence::Presence;
 use super::sealer::Sealer;
+use super::transfer::{self, Quota, TransferState, Transfers};
 use super::{Mailbox, clock, rows};
 use crate::carrier::{CarrierConfig, CarrierError, RelayCarrier};
 use crate::config::{
@@ -39,6 +40,9 @@ pub(super) const BINDING_S: u64 = 90 * 86_400;
 const CONVERSATIONS: usize = 4_096;
 /// Leases have this long to come to rest at shutdown; together with the rest, an exit takes under 20 s.
 const REST: Duration = Duration::from_secs(10);
+
+/// Words about transfers that may wait for their task; beyond it the sockets are read more slowly.
+const HEARD_DEPTH: usize = 256;
 
 /// What a node needs to run.
 pub struct NodeParts {
@@ -191,15 +195,19 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
     let (deliver, deliveries) = mpsc::unbounded_channel();
     let (labor, labor_orders) = mpsc::unbounded_channel();
     let (presence, presence_orders) = mpsc::unbounded_channel();
+    let (transfer_tells, transfer_told) = mpsc::unbounded_channel();
+    let (heard, transfer_heard) = mpsc::channel(HEARD_DEPTH);
     let outlets = Outlets {
         delivery: deliver.clone(),
         labor,
-        presence,
+        presence: presence.clone(),
+        transfers: transfer_tells.clone(),
         changed: changed.clone(),
         counters: counters.clone(),
     };
 
     let outbox = rows::outbox(&store.view()?)?;
+    let stored_transfers = transfer::rows::all(&store.view()?, "")?;
     let read_until_s = rows::read_until_s(&store)?;
     let limits = Limits {
         finished_tasks_max: config.store.max_finished_tasks,
@@ -216,7 +224,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         policy.clone(),
         store.clone(),
         outlets,
-        limits,
+        (limits, quota(&config)),
         clock_jump,
         sealer.clone(),
     )?;
@@ -245,11 +253,33 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         policy.me.clone(),
         home.models_dir(),
     ));
+    let transfer_state: Arc<Mutex<TransferState>> = Arc::default();
+    let rooms = transfer::Rooms {
+        store: store.clone(),
+        identity: identity.clone(),
+        opener: opener.clone(),
+        mailbox: mailbox.clone(),
+        delivery: deliver.clone(),
+        presence,
+        counters: counters.clone(),
+        state: transfer_state.clone(),
+        tells: transfer_tells.clone(),
+    };
+    tokio::spawn(Transfers::run(
+        rooms,
+        stored_transfers,
+        transfer_heard,
+        transfer_told,
+    ));
     tokio::spawn(inbox::run(
         opener,
         arrivals,
         mailbox.clone(),
         deliver.clone(),
+        inbox::TransferOutlets {
+            heard,
+            tells: transfer_tells,
+        },
         generation.clone(),
         counters.clone(),
     ));
@@ -304,6 +334,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         carrier,
         counters,
         outbox: outbox_state,
+        transfers: transfer_state,
         profile,
         sandbox: confined,
         cores: cores_tx,
@@ -434,6 +465,13 @@ fn sandbox(config: &Config, home: &Home) -> Result<Sandbox, ConfigError> {
     Ok(sandbox)
 }
 
+fn quota(config: &Config) -> Quota {
+    Quota {
+        per_peer: usize::try_from(config.limits.transfers_per_peer).unwrap_or(usize::MAX),
+        disk_bytes: config.limits.transfer_disk_bytes,
+    }
+}
+
 /// The settings as the decisions need them.
 fn policy(
     config: &Config,
@@ -494,6 +532,7 @@ fn policy(
         tasks_per_peer_max: small(config.limits.tasks_per_peer),
         peers_max: small(config.limits.peers_held),
         message_ttl_ms: config.limits.max_message_life_s.saturating_mul(1000),
+        payload_bytes_max: config.limits.payload_bytes,
         attempts_max: 3,
         accept_unverified: [
             true,

@@ -17,7 +17,8 @@ use super::table::Table;
 use super::txn::Txn;
 
 /// The schema that this program writes. Raised when tables or keys change so that an older program must not touch them.
-pub const SCHEMA_VERSION: u64 = 1;
+/// 2: the tables of transfers.
+pub const SCHEMA_VERSION: u64 = 2;
 
 /// Key in [`Table::Meta`] of the row that says whose file this is.
 const SCHEMA: &[u8] = b"schema";
@@ -192,6 +193,8 @@ fn check_schema(database: &Arc<Database>) -> Result<(), StoreError> {
             found: schema.version,
             known: SCHEMA_VERSION,
         }),
+        // An older file: only tables were added since. The tables and the new version come in one transaction.
+        Some(schema) if schema.version < SCHEMA_VERSION => write_schema(database),
         Some(_) => Ok(()),
         None => Err(StoreError::invalid(
             "the file is a redb database, but not a legion store",

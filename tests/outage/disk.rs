@@ -27,7 +27,7 @@ fn ask_until_refused(
         match said.pointer("/task/id").and_then(Value::as_str) {
             Some(id) => durable.push(id.to_owned()),
             None => {
-                let log = pair.asker.stderr();
+                let log = node.stderr();
                 assert_eq!(said["error"]["code"], "store_unavailable", "{said}\n{log}");
                 return (durable, key);
             }
