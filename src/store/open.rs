@@ -3,7 +3,7 @@
 //! Knows files and the schema row; must not know any other row.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +19,9 @@ use super::txn::Txn;
 /// The schema that this program writes. Raised when tables or keys change so that an older program must not touch them.
 /// 2: the tables of transfers.
 pub const SCHEMA_VERSION: u64 = 2;
+
+/// What is put back where an opening fails: the page that redb keeps its header in.
+const HEAD_BYTES: usize = 4_096;
 
 /// Key in [`Table::Meta`] of the row that says whose file this is.
 const SCHEMA: &[u8] = b"schema";
@@ -63,7 +66,17 @@ pub(crate) fn open_existing(
         return Err(StoreError::invalid("the file is empty"));
     }
     restrict(&file)?;
-    let database = begin(file, path, options)?;
+    let mut head = [0; HEAD_BYTES];
+    let head_bytes = (&file).read(&mut head).unwrap_or(0);
+    let opened = begin(file, path, options);
+    if let (Err(StoreError::Invalid { .. }), Some(head)) = (&opened, head.get(..head_bytes)) {
+        // redb fits the header to the length of a cut file before it gives the file up: the evidence stays as it was.
+        let put_back = OpenOptions::new().write(true).open(path);
+        if let Err(error) = put_back.and_then(|mut file| file.write_all(head)) {
+            tracing::warn!("the head of the broken store could not be put back: {error}");
+        }
+    }
+    let database = opened?;
     check_schema(&database)?;
     Ok(database)
 }
