@@ -3,6 +3,7 @@
 
 mod hostile;
 mod lossy;
+mod stolen;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -2,12 +2,13 @@
 //! its time over large events, so that a transfer has a middle.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use legiond::relay::{RelayConfig, RelayLimits, RunningRelay, serve};
+use nostr::Event;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -24,6 +25,8 @@ struct Seen {
     lost_pieces: AtomicU64,
     lost_others: AtomicU64,
     chance: AtomicU64,
+    /// All that came here, as somebody who sees the relay may keep it.
+    recorded: Mutex<Vec<Value>>,
 }
 
 pub(super) struct Lossy {
@@ -71,6 +74,13 @@ impl Lossy {
     /// Chunks that came here, lost ones among them.
     pub(super) fn pieces(&self) -> u64 {
         self.seen.pieces.load(Ordering::SeqCst)
+    }
+
+    /// Every event that came here.
+    pub(super) fn events(&self) -> Vec<Event> {
+        let recorded = self.seen.recorded.lock().unwrap();
+        let parse = |event: &Value| serde_json::from_value(event.clone()).unwrap();
+        recorded.iter().map(parse).collect()
     }
 
     pub(super) fn lost_pieces(&self) -> u64 {
@@ -138,6 +148,7 @@ async fn between(socket: TcpStream, relay: String, seen: Arc<Seen>, one_in: u64,
 fn lost(text: &str, seen: &Seen, one_in: u64) -> Option<Value> {
     let frame: Value = serde_json::from_str(text).ok()?;
     let event = (frame[0] == "EVENT").then_some(&frame[1])?;
+    seen.recorded.lock().unwrap().push(event.clone());
     let piece = text.len() > PIECE_BYTES;
     seen.pieces.fetch_add(u64::from(piece), Ordering::SeqCst);
     if !seen.loses(one_in) {
