@@ -174,6 +174,33 @@ fn a_kill_of_either_side_in_the_middle_sends_nothing_again_that_arrived() {
     assert_eq!(relay.pieces(), chunks(LETTERS), "chunks sent in all");
 }
 
+/// Nobody waits for the input of a task that was canceled: the rest of it is not sent.
+#[test]
+fn a_cancel_in_the_middle_ends_the_transfer_on_both_sides() {
+    let relay = Lossy::start(0, Duration::from_millis(25));
+    let pair = Pair::on(&relay.url, prepare);
+    let task = ask(&pair, LETTERS, &["--peer", &pair.worker.npub.clone()]);
+    patiently("the middle of the transfer", || relay.pieces() >= 20);
+    pair.asker.ok(&["cancel", &task]);
+    for node in [&pair.asker, &pair.worker] {
+        patiently("no transfer is left", || {
+            let moving = transfers(node);
+            moving["incoming"] == 0 && moving["outgoing"] == 0
+        });
+    }
+    patiently("the task to end", || ended(&pair, &task));
+    let input = chunks(LETTERS) / 2;
+    assert!(relay.pieces() < input, "{} of {input}", relay.pieces());
+    let book = pair.asker.ok(&["ledger"]);
+    let kinds: Vec<&Value> = book["transfers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| &t["kind"])
+        .collect();
+    assert_eq!(kinds, ["lock", "rollback"], "the lock is free again");
+}
+
 #[test]
 fn what_is_too_large_is_refused_before_anything_leaves() {
     let pair = Pair::start(|asker, worker| {
