@@ -591,6 +591,7 @@ impl World {
             binding: policy.binding.clone(),
             relays: policy.relays.clone(),
             skills: vec![AdSkill {
+                hops_mc: 0,
                 id: SKILL.into(),
                 unit_price_mc: 1,
             }],
