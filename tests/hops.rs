@@ -188,3 +188,179 @@ fn b_is_killed_while_it_waits() {
     assert_eq!(trio.b.count(&task, "answered"), 1);
     assert_eq!(trio.b.count(&hop, "award"), 1);
 }
+
+/// B dies at every point of the two batches that begin and end the wait: no second part, one result.
+fn b_is_killed_at(points: &[&str], kinds: &[&str]) {
+    let mut trio = Trio::start(100, |_, _, _| {});
+    for point in points {
+        for kind in kinds {
+            let at = format!("{point}:{kind}");
+            trio.b.kill();
+            trio.b.env("LEGION_CRASH_AT", &at);
+            trio.b.up();
+            let task = trio.ask(&relayed("simulation", option(20_000)), &[]);
+            until(&format!("the end at {at}"), || trio.b.ended().then_some(()));
+            trio.b.env_remove("LEGION_CRASH_AT");
+            trio.b.up();
+            eprintln!("{task} went through {at}");
+            trio.completed(&task);
+            let part = trio.hop(&task);
+            for kind in ["delegated", "answered"] {
+                assert_eq!(trio.b.count(&task, kind), 1, "{kind} at {at}");
+            }
+            for kind in ["award", "receipt"] {
+                assert_eq!(trio.b.count(&part, kind), 1, "{kind} at {at}");
+            }
+            assert_eq!(trio.c.count(&part, "accepted"), 1, "{at}");
+        }
+    }
+}
+
+#[test]
+fn b_is_killed_before_the_wait_is_durable() {
+    b_is_killed_at(&["received"], &["labor_delegated"]);
+    b_is_killed_at(&["handled"], &["delegated", "answered"]);
+}
+
+#[test]
+fn b_is_killed_before_anything_of_it_has_left() {
+    b_is_killed_at(&["committed", "dispatched"], &["delegated", "answered"]);
+}
+
+#[test]
+fn b_is_killed_while_it_leaves() {
+    b_is_killed_at(&["sealed", "published"], &["delegated"]);
+}
+
+/// The reason of A's task that B's skill could not do, which holds the code of the part.
+fn refused(trio: &Trio, input: &Value, extra: &[&str]) -> (String, String) {
+    let task = trio.ask(input, extra);
+    let told = trio.end(&task);
+    trio.settle();
+    assert_eq!(trio.a.count(&task, "receipt"), 0, "nothing is paid");
+    let error = &told["error"];
+    let text = |name: &str| error[name].as_str().unwrap_or_default().to_owned();
+    (text("code"), text("message"))
+}
+
+#[test]
+fn what_cannot_be_handed_on_is_refused_by_code() {
+    let trio = Trio::start(0, |_, b, c| {
+        b.configure("limits", "delegation_calls", "3");
+        c.configure("limits", "delegation_hops", "1");
+        c.configure("market.skill_unit_price_mc", "relay-ask", "0");
+    });
+    let echo = json!({"text": "abc"});
+    let to = |npub: &str, skill: &str, input: &Value| json!({"skill": skill, "input": input, "peer": npub});
+    let (a, b, c) = (&trio.a.npub, &trio.b.npub, &trio.c.npub);
+    let through_c = to(c, "relay-ask", &to(b, "echo", &echo));
+    let forever = json!({"skill": "sing", "input": {}, "times": 1_000_000, "forgiving": true});
+    for (what, input, code) in [
+        ("back to A", to(a, "echo", &echo), "delegation_cycle"),
+        ("to itself", to(b, "echo", &echo), "delegation_cycle"),
+        ("through C back to B", through_c, "delegation_too_deep"),
+        ("C wants money", to(c, "echo", &echo), "price_too_low"),
+        ("no such skill", relayed("sing", json!({})), "skill_unknown"),
+        (
+            "unknown to C too",
+            to(c, "sing", &json!({})),
+            "skill_unknown",
+        ),
+        (
+            "a bad input",
+            to(c, "simulation", &json!({"x": 1})),
+            "input_invalid",
+        ),
+        ("no such peer", to("npub1x", "echo", &echo), "peer_invalid"),
+    ] {
+        let (told, message) = refused(&trio, &input, &[]);
+        assert_eq!(told, "hop_failed", "{what}: {message}");
+        assert!(message.contains(&format!("{code}: ")), "{what}: {message}");
+    }
+    let (told, message) = refused(&trio, &forever, &[]);
+    assert_eq!(told, "delegation_limit", "{message}");
+    // Nobody in the pool does it for nothing: the skill hears why.
+    let (told, message) = refused(&trio, &relayed("simulation", option(20_000)), &[]);
+    assert_eq!(told, "hop_failed");
+    assert!(
+        message.contains("no_provider") && message.contains("price_too_low"),
+        "{message}"
+    );
+}
+
+/// With enough links allowed it is the cycle that is seen, two hops away.
+#[test]
+fn a_cycle_over_two_hops_is_seen_by_the_one_who_waits() {
+    let trio = Trio::start(0, |_, _, c| {
+        c.configure("market.skill_unit_price_mc", "relay-ask", "0");
+    });
+    let echo = json!({"skill": "echo", "input": {"text": "abc"}, "peer": trio.b.npub});
+    let around = json!({"skill": "relay-ask", "input": echo, "peer": trio.c.npub});
+    let (told, message) = refused(&trio, &around, &[]);
+    assert_eq!(told, "hop_failed");
+    assert!(message.contains("delegation_cycle"), "{message}");
+    assert_eq!(trio.b.journaled("award_declined").len(), 1);
+}
+
+#[test]
+fn a_price_with_hops_above_the_limit_is_refused_before_anything_is_done() {
+    let trio = Trio::start(100, |_, _, _| {});
+    let input = relayed("simulation", option(20_000));
+    let (told, message) = refused(&trio, &input, &["--max-price", "100"]);
+    assert_eq!(told, "price_too_low", "{message}");
+    assert!(
+        message.contains("100 mc for what they delegate"),
+        "{message}"
+    );
+    assert!(trio.b.journaled("delegated").is_empty());
+    let task = trio.ask(&input, &["--max-price", "101"]);
+    trio.completed(&task);
+}
+
+#[test]
+fn a_cancel_reaches_the_last_of_the_chain() {
+    let trio = Trio::start(900, |_, _, _| {});
+    let task = trio.ask(&relayed("simulation", option(4_000_000)), &[]);
+    let part = trio.hop(&task);
+    until("C to work", || {
+        (trio.c.count(&part, "checkpoint") > 0).then_some(())
+    });
+    let why = trio.a.ok(&["why", &task]);
+    assert_eq!(why["reason"]["code"], "waiting: hop", "{why}");
+    trio.a.ok(&["cancel", &task]);
+    trio.settle();
+    assert_eq!(trio.c.count(&part, "lease_revoked"), 1);
+    let shown = trio.b.ok(&["task", &part]);
+    assert_eq!(shown["task"]["status"]["state"], "canceled");
+    assert_eq!(trio.b.count(&task, "answered"), 0);
+}
+
+/// B's owner takes the machine while B waits: the answer waits for him too.
+#[test]
+fn the_owner_s_pause_loses_nothing() {
+    let trio = Trio::start(900, |_, _, _| {});
+    let task = trio.ask(&relayed("simulation", option(300_000)), &[]);
+    trio.hop(&task);
+    trio.b.ok(&["pause"]);
+    until("the answer", || {
+        (trio.b.count(&task, "answered") == 1).then_some(())
+    });
+    let status = trio.b.ok(&["status"]);
+    assert_eq!(status["work"]["hibernating"], 1, "{status}");
+    trio.b.ok(&["resume"]);
+    trio.completed(&task);
+}
+
+/// Several parts one after another, each with its own price.
+#[test]
+fn a_job_delegates_more_than_once() {
+    let trio = Trio::start(200, |_, _, _| {});
+    let input = json!({"skill": "simulation", "input": option(20_000), "times": 3});
+    let task = trio.ask(&input, &[]);
+    let done = trio.completed(&task);
+    assert_eq!(done["result"]["answers"].as_array().unwrap().len(), 3);
+    let hops = done["proof"]["hops"].as_array().unwrap();
+    assert_eq!(hops.len(), 3);
+    let spent: u64 = hops.iter().map(|h| h["cost_mc"].as_u64().unwrap()).sum();
+    assert_eq!(done["cost_mc"], spent + 1);
+}

@@ -230,7 +230,9 @@ impl Node {
         if !known.iter().all(|p| answered(&p.npub)) {
             return;
         }
-        let nobody_known = known.is_empty();
+        // Whoever waits for this very job was never one who could do it.
+        let waits = |r: &Reason| r.code == super::hops::CYCLE;
+        let nobody_known = (known.iter()).all(|p| job.refusals.get(&p.npub).is_some_and(waits));
         let passes = |r: &Reason| {
             r.code == OWNER_PAUSED || r.retry_at_ms.is_some_and(|at| at <= job.deadline_ms)
         };

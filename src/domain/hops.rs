@@ -11,6 +11,8 @@ use super::job::{Job, Phase, Reason, Route, TaskState};
 use super::step::{Ask, Chance, Change, EngagementKey, Ms, Refused, TaskId, Wish};
 use crate::wire::market;
 
+/// Code of a refusal by somebody who waits for the very job that this one is a part of.
+pub(super) const CYCLE: &str = "delegation_cycle";
 /// The part of the remaining time that is kept for going on after the answer: one in so many, and not more than a minute.
 const RESERVE_SHARE: Ms = 10;
 const RESERVE_MAX_MS: Ms = 60_000;
@@ -37,7 +39,7 @@ impl Node {
         let waits = |task: &TaskId| self.jobs.get(task).is_some_and(|j| j.phase != Phase::Ended);
         if ours.into_iter().any(waits) {
             return Err(Refused::new(
-                "delegation_cycle",
+                CYCLE,
                 "this job is a part of one that this node itself waits for",
             ));
         }
@@ -148,7 +150,7 @@ impl Node {
         let route = match wish.peer {
             Some(npub) if npub == self.policy.me => {
                 let text = "a part that is done here is not delegated: the skill does it itself";
-                return Err(Refused::new("delegation_cycle", text));
+                return Err(Refused::new(CYCLE, text));
             }
             Some(npub) => Route::Peer(npub),
             None => match self.policy.pools.first() {

@@ -86,7 +86,7 @@ impl Node {
         let fault = claim_fault(
             job.units,
             job.deadline_ms.saturating_add(skew_ms),
-            &award,
+            award,
             &result.proof,
         );
         // A claim that is false already is not worth a draw, and its unit count may be anything.

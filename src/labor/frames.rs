@@ -40,9 +40,9 @@
 //! `answers` plus 1, any other fails the job (`delegation_invalid`), as does one call too many (`delegation_limit`, 16 by
 //! default). Whatever else stands in the way is an answer with an `error`, which the skill may survive: `no_provider`,
 //! `deadline_too_short`, `delegation_cycle`, `delegation_too_deep`, `skill_unknown`, `input_invalid`, `pool_missing`, `peer_invalid`,
-//! `deadline_passed`, `canceled`, or the code with which the other node declined or failed. The part is done well before the
-//! deadline of the job, for what the owner allows such a job to spend (`[market.skill_hop_budget_mc]`). A start without
-//! `answers` begins the job anew, with or without a `checkpoint`. Units that were asked for by `only` are not to be delegated:
+//! `deadline_passed`, `canceled`, `delegation_lost`, or the code with which the other node declined or failed. The part is done well before the
+//! deadline of the job, for what the owner allows such a job to spend (`[market.skill_hop_budget_mc]`). Every
+//! later `start` of the job brings the answers again; one without any, with or without a `checkpoint`, is to call from 1 again. Units that were asked for by `only` are not to be delegated:
 //! who checks a result counts such a unit as not checked.
 //!
 //! Each started job ends in exactly one of `done`, `stopped`, `delegate`, `failed`. A worker may hold many jobs; it works them unit by unit in

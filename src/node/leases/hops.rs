@@ -59,14 +59,13 @@ fn ready(skill: &str, input: Value, directed: bool) -> Result<(Value, Option<Pla
         let text = "the input must be a JSON object with named fields";
         return Err(Refused::new("input_invalid", text));
     }
-    let known = skills::find(skill).is_ok();
-    if !directed && !(known && skills::is_recomputable(skill)) {
+    if !(directed || skills::is_recomputable(skill)) {
         let text = format!(
             "this node cannot count and check the units of {skill}: name the peer that is to do it"
         );
         return Err(Refused::new("skill_unknown", text));
     }
-    if !known {
+    if skills::find(skill).is_err() {
         return Ok((input, None));
     }
     let mut seed = [0u8; 8];
