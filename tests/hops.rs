@@ -364,3 +364,20 @@ fn a_job_delegates_more_than_once() {
     let spent: u64 = hops.iter().map(|h| h["cost_mc"].as_u64().unwrap()).sum();
     assert_eq!(done["cost_mc"], spent + 1);
 }
+
+/// Input and result of a part are as large as any: they travel beside their messages over both hops.
+#[test]
+fn a_large_part_travels_over_both_hops() {
+    let trio = Trio::start(100, |_, _, _| {});
+    let text: String = (0..100_000u64)
+        .map(|n| char::from(b'a' + (n * n % 26) as u8))
+        .collect();
+    let task = trio.ask(&relayed("echo", json!({"text": text})), &[]);
+    let done = trio.completed(&task);
+    let back: String = text.chars().rev().collect();
+    assert!(done["result"]["answers"][0]["text"] == back.as_str());
+    for (node, payloads) in [(&trio.b, 2), (&trio.c, 1)] {
+        let came = &node.ok(&["status"])["transfers"]["chunks_new"];
+        assert!(came.as_u64().unwrap() >= payloads * 5, "{came}");
+    }
+}

@@ -153,7 +153,7 @@ impl Node {
                 return Err(Refused::new(CYCLE, text));
             }
             Some(npub) => Route::Peer(npub),
-            None => match self.policy.pools.first() {
+            None => match self.policy.hop_pool.as_ref().or(self.policy.pools.first()) {
                 Some(pool) => Route::Pool(pool.clone()),
                 None => return Err(Refused::new("pool_missing", "this node is in no pool")),
             },

@@ -274,6 +274,8 @@ pub struct Policy {
     pub attempts_max: u32,
     /// Pay results that nothing could verify: to own, trusted, stranger.
     pub accept_unverified: [bool; 3],
+    /// Where parts are offered that a skill delegates; the first pool joined if none.
+    pub hop_pool: Option<String>,
     /// Longest chain of jobs that are parts of each other.
     pub delegation_hops_max: u32,
     /// Most parts that one job may delegate.

@@ -540,6 +540,7 @@ fn policy(
             config.verification.accept_unverified_trusted,
             config.verification.accept_unverified_stranger,
         ],
+        hop_pool: config.pools.first().cloned(),
         delegation_hops_max: small(config.limits.delegation_hops),
         delegation_calls_max: small(config.limits.delegation_calls),
     })

@@ -52,7 +52,7 @@ pub fn job(job: &Job, result: Option<&Value>) -> Value {
     let awards: Vec<Value> = job
         .awards
         .iter()
-        .map(|a| json!({"award_no": a.no, "executor": npub(&a.executor), "state": a.state, "money": a.money, "cap_mc": a.cap_mc, "hops_mc": a.hops_mc, "units_done": a.units_done, "settle_by_ms": a.settle_by_ms}))
+        .map(|a| json!({"award_no": a.no, "executor": npub(&a.executor), "state": a.state, "money": a.money, "cap_mc": a.cap_mc, "hops_mc": a.hops_mc.unwrap_or(0), "units_done": a.units_done, "settle_by_ms": a.settle_by_ms}))
         .collect();
     json!({
         "kind": "task", "id": job.task, "contextId": job.context, "status": status, "artifacts": artifacts,

@@ -2,12 +2,13 @@
 //!
 //! 0 asks 1, whose skill asks 2 through the pool in which all three are.
 
+use legiond::domain::Node;
 use legiond::domain::engagement::{Call, CallEnd, Engagement, Stage};
 use legiond::domain::job::{Route, TaskState};
 use legiond::domain::ledger::Side;
 use legiond::domain::peer::Tier;
 use legiond::domain::step::{
-    Addressee, Change, Effect, Input, LaborNews, PauseMode, PlanFacts, Refused, Step, Wish,
+    Addressee, Change, Effect, Input, LaborNews, PauseMode, PlanFacts, Refused, Row, Step, Wish,
 };
 use legiond::wire::entry::Act;
 use legiond::wire::market::link;
@@ -300,6 +301,13 @@ fn a_job_that_comes_back_to_one_that_waits_for_it_is_refused() {
     let refusals = &hall.job(1, &part).refusals;
     assert_eq!(refusals[&hall.npub(0)].code, "delegation_cycle");
 
+    // It was never one who could do it: somebody else may be there that has not been heard yet.
+    let mut alone = Hall::new(2);
+    let (_, lonely, offer) = waiting(&mut alone);
+    let decline = one(&alone.hand(1, 0, offer));
+    alone.hand(0, 1, decline);
+    assert_eq!(alone.job(1, &lonely).state, TaskState::Submitted);
+
     // A part of a part that comes back to 1: 1 knows its own job in the chain.
     let salt = hall.job(1, &part).salt.clone();
     let (_, mut step) = hall.ask(2, UNITS, Route::Pool("legion".into()), 60_000);
@@ -467,6 +475,23 @@ fn a_part_that_everybody_refuses_is_told_at_once() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// The owner of 1 may cancel the part like any task of his; and of a part that a damaged store has lost the skill hears, too.
+#[test]
+fn a_part_that_is_gone_is_told() {
+    let mut hall = hall();
+    let (key, part) = worked_on(&mut hall);
+    let waits = work(&hall, 1, &key).clone();
+    hall.give(1, Input::Cancel { task: part });
+    assert_eq!(failed_with(&only_call(&hall, &key)), "canceled");
+
+    let mut node = Node::new(hall.policies[1].clone());
+    node.recall(Row::Engagement(Box::new(waits)));
+    hall.nodes[1] = node;
+    hall.give(1, Input::Started);
+    assert_eq!(failed_with(&only_call(&hall, &key)), "delegation_lost");
+    assert_eq!(work(&hall, 1, &key).stage, Stage::Running);
 }
 
 /// The owner's pause neither loses the wait nor lets the answer take the hardware.

@@ -73,6 +73,7 @@ pub(crate) fn policy(at: usize) -> Policy {
         payload_bytes_max: 5 << 20,
         attempts_max: 3,
         accept_unverified: [true, true, false],
+        hop_pool: None,
         delegation_hops_max: 4,
         delegation_calls_max: 4,
     }
