@@ -1,5 +1,6 @@
 //! Delegation across hops: A asks B, B's skill asks C, and three books agree in the end, whoever is killed meanwhile.
 
+use legiond::store::{Order, Rows, Span, Store, StoreOptions, Table};
 use serde_json::{Value, json};
 
 use crate::support::world::{Node, Relay, gone, until};
@@ -354,7 +355,7 @@ fn the_owner_s_pause_loses_nothing() {
 /// Several parts one after another, each with its own price.
 #[test]
 fn a_job_delegates_more_than_once() {
-    let trio = Trio::start(200, |_, _, _| {});
+    let mut trio = Trio::start(200, |_, _, _| {});
     let input = json!({"skill": "simulation", "input": option(20_000), "times": 3});
     let task = trio.ask(&input, &[]);
     let done = trio.completed(&task);
@@ -363,6 +364,18 @@ fn a_job_delegates_more_than_once() {
     assert_eq!(hops.len(), 3);
     let spent: u64 = hops.iter().map(|h| h["cost_mc"].as_u64().unwrap()).sum();
     assert_eq!(done["cost_mc"], spent + 1);
+    // What came back for the work goes with it; the parts are tasks of B's like any other.
+    assert!(trio.b.terminate().success());
+    let store = Store::open(trio.b.home.join("store.redb"), StoreOptions::default()).unwrap();
+    let view = store.view().unwrap();
+    let rows = view
+        .keys(Table::Payloads, Span::all(), 1_000, Order::Ascending)
+        .unwrap();
+    let named = |name: &'static str| {
+        let held = |key: &&Vec<u8>| key.windows(name.len()).any(|word| word == name.as_bytes());
+        rows.iter().filter(held).count()
+    };
+    assert_eq!((named("answer"), named("result")), (0, 3));
 }
 
 /// Input and result of a part are as large as any: they travel beside their messages over both hops.

@@ -220,7 +220,7 @@ fn chained(seed: u64) -> usize {
         world.calm_at = calm;
         world.run_for(4_000);
     }
-    if seed % 4 == 0 {
+    if seed.is_multiple_of(4) {
         world.start(0);
         let task = tasks[0].clone();
         world.input(0, Input::Cancel { task });

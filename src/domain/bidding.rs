@@ -243,7 +243,12 @@ impl Node {
             ));
         }
         let price = agreed.map_or(price, |agreed| agreed.unit_price_mc);
-        let hops_mc = agreed.map_or(budget_mc, |agreed| agreed.hops_mc);
+        let hops_mc = match agreed {
+            Some(agreed) if agreed.bid => agreed.hops_mc,
+            // Nobody else raises what the owner lets a job spend.
+            Some(agreed) => agreed.hops_mc.min(budget_mc),
+            None => budget_mc,
+        };
         let total = u64::from(units)
             .checked_mul(price)
             .and_then(|total| total.checked_add(hops_mc))

@@ -227,6 +227,30 @@ fn a_bid_says_what_hops_may_cost() {
     assert_eq!(hall.job(0, &task).awards[0].hops_mc, Some(BUDGET_MC));
 }
 
+/// A directed request that names a price may offer more for hops than the owner of 1 lets a job spend: it stays his limit.
+#[test]
+fn a_requester_does_not_raise_the_budget() {
+    for (offered, taken) in [(0, 0), (20, 20), (9_000, BUDGET_MC)] {
+        let mut hall = hall();
+        let (_, request) = hall.directed(UNITS);
+        let Body::Request(mut award) = request else {
+            panic!("a request")
+        };
+        (award.unit_price_mc, award.hops_mc) = (Some(1), offered);
+        award.entry.what = Act::Awarded {
+            award_no: 1,
+            executor: hall.npub(1),
+            terms: award.terms_hash().unwrap(),
+        };
+        let step = hall.hand(0, 1, Body::Request(award));
+        let accept = body(&step, |b| matches!(b, Body::Accept(_)));
+        assert!(
+            matches!(&accept, Body::Accept(a) if (a.hops_mc, a.total_mc) == (taken, taken + 8)),
+            "{accept:?}"
+        );
+    }
+}
+
 /// What a proof says of hops is counted by the requester: too much, the executor itself, or one hop twice is `cost_mismatch`.
 #[test]
 fn forged_hops_are_refused() {
@@ -551,6 +575,10 @@ fn the_owner_s_own_job_delegates_too() {
     assert_eq!(work(&hall, 1, &key).stage, Stage::Waiting);
     let part = work(&hall, 1, &key).calls[0].task.clone();
     assert_eq!(hall.job(1, &part).max_price_mc, BUDGET_MC);
+    // While his job waits the hardware is free for others.
+    let theirs = hall.accepted(UNITS);
+    let lent = format!("{}/{theirs}/1", hall.npub(0));
+    assert_eq!(hall.nodes[1].running(), [lent]);
     let bid = one(&hall.hand(1, 2, offer));
     hall.hand(2, 1, bid);
     let award = one(&hall.wait(1, 2_000));
