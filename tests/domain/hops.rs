@@ -578,7 +578,7 @@ fn the_owner_s_own_job_delegates_too() {
     // While his job waits the hardware is free for others.
     let theirs = hall.accepted(UNITS);
     let lent = format!("{}/{theirs}/1", hall.npub(0));
-    assert_eq!(hall.nodes[1].running(), [lent]);
+    assert_eq!(hall.nodes[1].running(), [lent.clone()]);
     let bid = one(&hall.hand(1, 2, offer));
     hall.hand(2, 1, bid);
     let award = one(&hall.wait(1, 2_000));
@@ -587,7 +587,23 @@ fn the_owner_s_own_job_delegates_too() {
     let theirs = format!("{}/{part}/1", hall.npub(1));
     let result = one(&hall.finish(2, &theirs, PART_UNITS));
     hall.hand(2, 1, result);
-    hall.check(1, &part, 1, None);
+    let step = hall.check(1, &part, 1, None);
+    // And with the answer he is first again.
+    let stop = |e: &Effect| matches!(e, Effect::SoftStop { key, .. } if *key == lent);
+    assert!(step.effects.iter().any(stop));
+    let news = LaborNews::Stopped {
+        units_done: 0,
+        bytes: Vec::new(),
+        executed: 0,
+    };
+    hall.give(
+        1,
+        Input::Labor {
+            key: lent.clone(),
+            news,
+        },
+    );
+    assert_eq!(hall.nodes[1].running(), [key.clone()]);
     hall.finish(1, &key, UNITS);
     hall.check(1, &task, 1, None);
     let done = hall.job(1, &task);
