@@ -40,11 +40,16 @@ impl Node {
                 executed,
             } => {
                 work.executed = work.executed.saturating_add(u64::from(executed));
-                work.checkpoint_units = units_done;
-                work.units_done = units_done;
                 work.stage = Stage::Hibernating;
                 let why = work.stop;
-                self.keep_checkpoint(key, &task, owner, units_done, bytes);
+                // What a skill said when it delegated counts until it says something else.
+                let says_nothing = bytes.is_empty() && !work.calls.is_empty();
+                self.dirty.work.insert(key.clone());
+                if !says_nothing {
+                    work.checkpoint_units = units_done;
+                    work.units_done = units_done;
+                    self.keep_checkpoint(key, &task, owner, units_done, bytes);
+                }
                 self.journal(
                     "hibernated",
                     Some(&task),

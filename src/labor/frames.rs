@@ -36,14 +36,14 @@
 //! pool, which needs a skill that this node knows and that can be checked by computing it again. `state` is its own, at most a
 //! frame long, and kept on the disk. When the answer is here, be it after days and restarts, a `start` brings `state` as
 //! `checkpoint` and `answers`: one object for each call so far, in order, `{"call":1,"result":...}` or
-//! `{"call":1,"error":{"code":"...","message":"..."}}`. `call` counts from 1 within the job: the next one is the number of
-//! `answers` plus 1, any other fails the job (`delegation_invalid`), as does one call too many (`delegation_limit`, 16 by
-//! default). Whatever else stands in the way is an answer with an `error`, which the skill may survive: `no_provider`,
-//! `deadline_too_short`, `delegation_cycle`, `delegation_too_deep`, `skill_unknown`, `input_invalid`, `pool_missing`, `peer_invalid`,
-//! `deadline_passed`, `canceled`, `delegation_lost`, or the code with which the other node declined or failed. The part is done well before the
-//! deadline of the job, for what the owner allows such a job to spend (`[market.skill_hop_budget_mc]`). Every
-//! later `start` of the job brings the answers again; one without any, with or without a `checkpoint`, is to call from 1 again. Units that were asked for by `only` are not to be delegated:
-//! who checks a result counts such a unit as not checked.
+//! `{"call":1,"error":{"code":"...","message":"..."}}`. Every later `start` of the job brings them again; one without any is to
+//! call from 1 again. `call` counts from 1 within the job: the next one is the number of `answers` plus 1, any other fails the
+//! job (`delegation_invalid`), as does one call too many (`delegation_limit`, 16 by default). Whatever else stands in the way is
+//! an answer with an `error`, which the skill may survive: `no_provider`, `deadline_too_short`, `deadline_passed`, `canceled`,
+//! `delegation_cycle`, `delegation_too_deep`, `delegation_lost`, `skill_unknown`, `input_invalid`, `pool_missing`, `peer_invalid`, or the
+//! code with which the other node declined or failed. The part is due well before the job, and costs no more than the owner
+//! lets such a job spend (`[market.skill_hop_budget_mc]`). Units asked for by `only` are not to be delegated: who checks a result
+//! counts such a unit as not checked. A `stopped` with an empty checkpoint leaves `state` as it was.
 //!
 //! Each started job ends in exactly one of `done`, `stopped`, `delegate`, `failed`. A worker may hold many jobs; it works them unit by unit in
 //! turn, those with `foreign: false` first. A `soft_stop` for a job that has already ended is ignored. Nothing but frames may be

@@ -501,6 +501,38 @@ fn a_part_that_everybody_refuses_is_told_at_once() {
     }
 }
 
+/// A program that keeps nothing when it is stopped still has the state with which it delegated.
+#[test]
+fn an_empty_stop_keeps_the_state() {
+    let mut hall = hall();
+    let (key, ..) = answered(&mut hall);
+    let pause = Input::Pause {
+        mode: PauseMode::Now,
+        for_ms: None,
+    };
+    hall.give(1, pause);
+    for (bytes, kept) in [(vec![], 0), (vec![9], 1)] {
+        let news = LaborNews::Stopped {
+            units_done: 0,
+            bytes,
+            executed: 0,
+        };
+        let key = key.clone();
+        let step = hall.give(
+            1,
+            Input::Labor {
+                key: key.clone(),
+                news,
+            },
+        );
+        assert_eq!(work(&hall, 1, &key).stage, Stage::Hibernating);
+        assert_eq!(journaled(&step, "checkpoint"), kept);
+        hall.give(1, Input::Resume);
+        let mode = PauseMode::Now;
+        hall.give(1, Input::Pause { mode, for_ms: None });
+    }
+}
+
 /// The owner of 1 may cancel the part like any task of his; and of a part that a damaged store has lost the skill hears, too.
 #[test]
 fn a_part_that_is_gone_is_told() {
