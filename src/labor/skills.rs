@@ -7,10 +7,15 @@
 #[cfg(any(feature = "crash-points", debug_assertions))]
 pub mod echo;
 pub mod embedding;
+#[cfg(any(feature = "crash-points", debug_assertions))]
+pub mod relay_ask;
 pub mod simulation;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+#[cfg(feature = "labor")]
+use super::frames::Answer;
 
 /// Why a skill refuses. `code` is stable, `message` says what is wrong and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -102,6 +107,10 @@ pub trait Skill: Sync {
     fn aggregate(&self, input: &Value, units: &[&[u8]]) -> Result<Value, SkillError>;
     /// Whether two results of one unit agree, given the numeric profiles of the machines that made them.
     fn compare(&self, profile_a: &str, profile_b: &str, unit_a: &[u8], unit_b: &[u8]) -> bool;
+    /// Whether somebody else's unit can be computed again to be compared; if not, a result is checked by its shape alone.
+    fn is_recomputable(&self) -> bool {
+        true
+    }
     /// The input with which somebody else's unit must be computed again to be compared: the same, with the model pinned to the
     /// one that `theirs` names. A machine that does not have that model fails the job instead of comparing different things.
     fn recompute_input(&self, input: &Value, theirs: &[u8]) -> Value {
@@ -136,10 +145,27 @@ pub trait UnitRunner {
     /// The bytes of one unit: for any thread count and any order of calls the same, or at least such that
     /// [`Skill::compare`] finds them equal.
     fn run(&mut self, unit: u32) -> Result<Vec<u8>, SkillError>;
+    /// What `unit` needs from somebody else before it can be run: asked for before each run. `answers` are those to the wishes
+    /// of this job so far, in order; a skill whose units wish for something is not [`Skill::is_recomputable`].
+    fn wish(&mut self, unit: u32, answers: &[Answer]) -> Option<Wish> {
+        let _ = (unit, answers);
+        None
+    }
     /// Which units will be asked for next, in order: a runner that is faster with many at once may work ahead.
     fn announce(&mut self, units: &[u32]) {
         let _ = units;
     }
+}
+
+/// A part of a job that its skill wants done by somebody else.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wish {
+    /// The skill asked for.
+    pub skill: String,
+    /// Its input.
+    pub input: Value,
+    /// By whom, npub or hex; anybody in the pool if it does not matter.
+    pub peer: Option<String>,
 }
 
 #[cfg(feature = "labor")]
@@ -152,6 +178,8 @@ pub fn registry() -> &'static [&'static dyn Skill] {
         &embedding::Embedding,
         #[cfg(any(feature = "crash-points", debug_assertions))]
         &echo::Echo,
+        #[cfg(any(feature = "crash-points", debug_assertions))]
+        &relay_ask::RelayAsk,
     ]
 }
 
@@ -210,9 +238,9 @@ fn blame(name: &str, error: &str) -> String {
     }
 }
 
-/// The skill of the tests is hidden but where they ask for it.
+/// The skills of the tests are hidden but where they ask for them.
 fn is_public(skill: &dyn Skill) -> bool {
-    skill.id() != "echo" || std::env::var_os("LEGION_ECHO").is_some()
+    !matches!(skill.id(), "echo" | "relay-ask") || std::env::var_os("LEGION_ECHO").is_some()
 }
 
 /// Every skill that this program knows, whether this machine has what it needs or not.
@@ -259,6 +287,11 @@ pub fn find(skill: &str) -> Result<&'static dyn Skill, SkillError> {
         .copied()
         .find(|known| known.id() == skill)
         .ok_or_else(|| SkillError::unknown(skill))
+}
+
+/// See [`Skill::is_recomputable`]; false for an unknown skill.
+pub fn is_recomputable(skill: &str) -> bool {
+    find(skill).is_ok_and(|skill| skill.is_recomputable())
 }
 
 /// See [`Skill::complete_input`]. The requester's node calls this once, with OS randomness, before anything leaves.

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use super::LaborError;
 use super::checkpoint::{self, JobKey};
-use super::frames::{self, Bytes, PROTOCOL_VERSION, ToNode, ToWorker, Units, WorkerSkill};
+use super::frames::{self, Answer, Bytes, PROTOCOL_VERSION, ToNode, ToWorker, Units, WorkerSkill};
 use super::models::Models;
 use super::sandbox::{Sandbox, SandboxReport};
 use super::skills::cores::{CorePools, numeric_profile};
 use super::skills::embedding::Shelf;
-use super::skills::{self, Skill, SkillError, UnitRunner};
+use super::skills::{self, Skill, SkillError, UnitRunner, Wish};
 
 /// At most five `progress` frames a second per job.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
@@ -171,7 +171,14 @@ struct Job {
     done: Vec<Vec<u8>>,
     resumed_from: u32,
     checkpoint_every_units: u32,
+    answers: Vec<Answer>,
     last_progress: Instant,
+}
+
+/// What became of a unit.
+enum Turn {
+    Done(Vec<u8>),
+    Wishes(Wish),
 }
 
 impl Job {
@@ -193,8 +200,15 @@ impl Job {
 }
 
 /// A panic in a tensor library fails the one job, by name, instead of every job in the process; its runner is dropped.
-fn run_contained(runner: &mut dyn UnitRunner, unit: u32) -> Result<Vec<u8>, SkillError> {
-    let run = std::panic::AssertUnwindSafe(|| runner.run(unit));
+fn run_contained(
+    runner: &mut dyn UnitRunner,
+    unit: u32,
+    answers: &[Answer],
+) -> Result<Turn, SkillError> {
+    let run = std::panic::AssertUnwindSafe(|| match runner.wish(unit, answers) {
+        Some(wish) => Ok(Turn::Wishes(wish)),
+        None => runner.run(unit).map(Turn::Done),
+    });
     std::panic::catch_unwind(run).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text
@@ -275,6 +289,7 @@ impl<W: Write> Worker<W> {
             foreign,
             checkpoint,
             checkpoint_every_units,
+            answers,
         } = message
         else {
             return Ok(());
@@ -291,6 +306,7 @@ impl<W: Write> Worker<W> {
                 });
             }
         };
+        job.answers = answers;
         if let Some(bytes) = checkpoint {
             match checkpoint::decode(&job.key, job.order.len() as u32, &bytes.0) {
                 Ok(done) => job.done = done,
@@ -352,6 +368,7 @@ impl<W: Write> Worker<W> {
             done: Vec::new(),
             resumed_from: 0,
             checkpoint_every_units,
+            answers: Vec::new(),
             last_progress: Instant::now(),
         })
     }
@@ -368,8 +385,20 @@ impl<W: Write> Worker<W> {
         let Some(unit) = job.order.get(job.done.len()).copied() else {
             return self.finish(job);
         };
-        match run_contained(job.runner.as_mut(), unit) {
-            Ok(bytes) => job.done.push(bytes),
+        match run_contained(job.runner.as_mut(), unit, &job.answers) {
+            Ok(Turn::Done(bytes)) => job.done.push(bytes),
+            Ok(Turn::Wishes(wish)) => {
+                return self.say(&ToNode::Delegate {
+                    job: job.id,
+                    call: job.answers.len() as u32 + 1,
+                    skill: wish.skill,
+                    input: wish.input,
+                    peer: wish.peer,
+                    state: job.checkpoint(),
+                    units_done: job.units_done(),
+                    executed_units: job.executed_units(),
+                });
+            }
             Err(error) => {
                 let code = error.code.to_owned();
                 return self.say(&ToNode::Failed {
@@ -468,6 +497,7 @@ mod tests {
             done: Vec::new(),
             resumed_from: 0,
             checkpoint_every_units: 0,
+            answers: Vec::new(),
             last_progress: Instant::now(),
         }
     }

@@ -502,6 +502,7 @@ fn policy(
                 id: s.id.to_owned(),
                 unit_price_mc: market.unit_price_mc(s.id),
                 unit_eta_ms: 20,
+                hop_budget_mc: market.skill_hop_budget_mc.get(s.id).copied().unwrap_or(0),
             })
             .collect(),
         device: "cpu".into(),
@@ -539,6 +540,9 @@ fn policy(
             config.verification.accept_unverified_trusted,
             config.verification.accept_unverified_stranger,
         ],
+        hop_pool: config.pools.first().cloned(),
+        delegation_hops_max: small(config.limits.delegation_hops),
+        delegation_calls_max: small(config.limits.delegation_calls),
     })
 }
 

@@ -346,6 +346,7 @@ async fn the_worker_embeds() {
     let texts = sentences(900);
     let input = json!({"model": "tiny", "texts": texts});
     let job = |id: u64, checkpoint: Option<Vec<u8>>, units: Units| StartJob {
+        answers: Vec::new(),
         job: id,
         skill: SKILL.to_owned(),
         input: input.clone(),

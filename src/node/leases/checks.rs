@@ -25,7 +25,12 @@ impl Leases {
     pub(super) fn check(&mut self, order: CheckOrder, own: &mut Option<Events>) {
         match precheck(&order) {
             Err(findings) => self.checked(&order, findings),
-            Ok(findings) if order.sample.is_empty() || !cfg!(feature = "labor") => {
+            // What nobody can compute again is as sure as its shape, and one unknown here not even that.
+            Ok(findings)
+                if order.sample.is_empty()
+                    || !cfg!(feature = "labor")
+                    || !skills::is_recomputable(&order.skill) =>
+            {
                 self.checked(&order, findings)
             }
             Ok(findings) => {
@@ -40,6 +45,7 @@ impl Leases {
                     foreign: false,
                     checkpoint: None,
                     checkpoint_every_units: 0,
+                    answers: Vec::new(),
                 };
                 if !self.launch(true, own, start, Job::Check(Box::new(order.clone()))) {
                     self.checked(&order, findings);
@@ -82,6 +88,7 @@ impl Leases {
             foreign: false,
             checkpoint: None,
             checkpoint_every_units: 0,
+            answers: Vec::new(),
         };
         if !self.launch(
             true,
