@@ -27,7 +27,7 @@ use std::sync::mpsc::Sender;
 
 use tokio::sync::Semaphore;
 
-pub use start::{NodeError, NodeParts, up};
+pub use start::{NodeError, NodeParts, own_names, up};
 
 /// The way into the loop. Facts always fit; arrivals wait for room, so that a flood slows the socket and not the node.
 #[derive(Clone)]

@@ -30,6 +30,8 @@ mod labor;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod outage;
 #[cfg(all(feature = "relay", feature = "labor"))]
+mod own_skill;
+#[cfg(all(feature = "relay", feature = "labor"))]
 mod owner;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod path;

@@ -1,15 +1,27 @@
 //! `legion skills`: what this machine can do, with the schemas of input and output. It needs no running node. A skill
-//! whose model is missing is left out, as it is in what the node advertises.
+//! whose model is missing, or whose program does not describe it, is left out, as it is in what the node advertises.
 
 use serde_json::{Value, json};
 
 use super::error::CliError;
-use super::output::Reply;
-use super::{Context, adapters, render};
+use super::output::{self, Reply};
+use super::{Context, Threads, adapters, block_on, render};
 
 /// `{skills:[{id,name,description,tags,input_schema,output_schema,unit_price_mc,implementation}]}`.
 pub(crate) fn run(context: &Context) -> Result<Reply, CliError> {
-    let catalog = adapters::offered(&context.home()?.models_dir());
+    let home = context.home()?;
+    let config = context.config()?;
+    adapters::own_names(&config, home)?;
+    let mut catalog = adapters::offered(&home.models_dir());
+    if config.labor.enabled && !config.skills.is_empty() {
+        let (own, silent) = block_on(Threads::One, async {
+            Ok(adapters::own_skills(&config, home).await)
+        })?;
+        catalog.extend(own);
+        for line in silent {
+            output::note(&format!("not offered: {line}"));
+        }
+    }
     let text = if catalog.is_empty() {
         "no skills: this program was built without labor".to_owned()
     } else {

@@ -30,6 +30,11 @@
 //! | `stopped` | `job`, `checkpoint` bytes, `units_done`, `executed_units` | after `soft_stop`; start again with this checkpoint |
 //! | `failed` | `job`, `code`, `message` | the job is over, the worker goes on |
 //!
+//! Each of `skills` is `{"id","implementation"}`; a program of the owner's (`[skills.NAME]`) adds `input_schema`, `output_schema`
+//! (JSON Schema, see `labor::skills::schema` for the part of it that is understood) and, if it likes, `description`. Its jobs have
+//! one unit, whose bytes are the result as JSON text. It may answer `soft_stop` with an empty checkpoint and 0 units: then the job
+//! starts from nothing when it goes on. If it does not answer in time it gets SIGTERM, and a second later SIGKILL.
+//!
 //! Each started job ends in exactly one of `done`, `stopped`, `failed`. A worker may hold many jobs; it works them unit by unit in
 //! turn, those with `foreign: false` first. A `soft_stop` for a job that has already ended is ignored. Nothing but frames may be
 //! written to stdout; stderr is free text, of which the node shows the last lines when the worker fails. The environment is
@@ -118,13 +123,22 @@ pub enum ToWorker {
 }
 
 /// A skill of a worker, as `described` lists it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WorkerSkill {
     /// The skill's id.
     pub id: String,
     /// Its implementation version.
     pub implementation: String,
+    /// For people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    /// JSON Schema of the input; the owner's own skills must say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_schema: Option<Value>,
+    /// JSON Schema of the result; the owner's own skills must say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_schema: Option<Value>,
 }
 
 /// Worker to node.

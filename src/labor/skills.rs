@@ -5,6 +5,8 @@
 //! To add a skill: one file beside `simulation.rs` that implements [`Skill`], and one line in [`registry`].
 
 pub mod embedding;
+pub mod own;
+pub mod schema;
 pub mod simulation;
 
 use serde::de::DeserializeOwned;
@@ -14,7 +16,7 @@ use serde_json::Value;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct SkillError {
-    /// `skill_unknown`, `input_invalid`, `units_invalid`, `compute_failed`, or of a model: `model_missing`, `model_changed`,
+    /// `skill_unknown`, `input_invalid`, `units_invalid`, `output_invalid`, `output_too_large`, `compute_failed`, or of a model: `model_missing`, `model_changed`,
     /// `model_invalid` and the others of [`super::LaborError`].
     pub code: &'static str,
     /// For a person.
@@ -100,6 +102,10 @@ pub trait Skill: Sync {
     fn aggregate(&self, input: &Value, units: &[&[u8]]) -> Result<Value, SkillError>;
     /// Whether two results of one unit agree, given the numeric profiles of the machines that made them.
     fn compare(&self, profile_a: &str, profile_b: &str, unit_a: &[u8], unit_b: &[u8]) -> bool;
+    /// Whether somebody else's unit can be computed again to be compared; if not, a result is checked by its shape alone.
+    fn is_recomputable(&self) -> bool {
+        true
+    }
     /// The input with which somebody else's unit must be computed again to be compared: the same, with the model pinned to the
     /// one that `theirs` names. A machine that does not have that model fails the job instead of comparing different things.
     fn recompute_input(&self, input: &Value, theirs: &[u8]) -> Value {
@@ -205,7 +211,12 @@ fn blame(name: &str, error: &str) -> String {
 
 /// Every skill that this program knows, whether this machine has what it needs or not.
 pub fn catalog() -> Vec<SkillInfo> {
-    registry().iter().map(|skill| skill.info()).collect()
+    let own = own::registered().iter().map(|skill| skill.info());
+    registry()
+        .iter()
+        .map(|skill| skill.info())
+        .chain(own)
+        .collect()
 }
 
 /// What this machine can do with the models registered in `models` (the folder `models/` of a home), for its ads, its card and
@@ -240,11 +251,18 @@ pub fn recompute_input(skill: &str, input: &Value, theirs: &[u8]) -> Value {
 
 /// Find a skill by id; code `skill_unknown`.
 pub fn find(skill: &str) -> Result<&'static dyn Skill, SkillError> {
+    let own = own::registered().iter().map(|known| known as &dyn Skill);
     registry()
         .iter()
         .copied()
+        .chain(own)
         .find(|known| known.id() == skill)
         .ok_or_else(|| SkillError::unknown(skill))
+}
+
+/// See [`Skill::is_recomputable`]; false for an unknown skill.
+pub fn is_recomputable(skill: &str) -> bool {
+    find(skill).is_ok_and(|skill| skill.is_recomputable())
 }
 
 /// See [`Skill::complete_input`]. The requester's node calls this once, with OS randomness, before anything leaves.

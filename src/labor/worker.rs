@@ -181,6 +181,7 @@ impl<W: Write> Worker<W> {
                     .map(|skill| WorkerSkill {
                         id: skill.id().to_owned(),
                         implementation: skill.info().implementation.to_owned(),
+                        ..WorkerSkill::default()
                     })
                     .collect();
                 self.say(&ToNode::Described {

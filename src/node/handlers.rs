@@ -263,10 +263,15 @@ impl Handlers {
                 }
             },
         };
+        // What nobody can compute again is not promised to be: it is asked for by name, like a skill that is unknown here.
+        let plan = plan.filter(|_| route == Route::Own || skills::is_recomputable(&params.skill));
         if plan.is_none() && matches!(route, Route::Pool(_)) {
             return Err(ControlError::new(
                 "skill_unknown",
-                format!("this node does not know the skill {}", params.skill),
+                format!(
+                    "this node cannot count and check the units of {}: ask a peer directly with `--peer`",
+                    params.skill
+                ),
             ));
         }
         let ask = Ask {

@@ -4,8 +4,10 @@
 //! Either is started when first needed and ends with this process.
 
 mod checks;
+pub(super) mod desks;
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -27,8 +29,10 @@ use crate::labor::supervisor::{
 pub struct LaborSettings {
     /// This node's Nostr key, hex.
     pub me: String,
-    /// The program: this binary.
+    /// The program: this binary, or one of the owner's.
     pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<OsString>,
     /// Threads of the owner's work, and of foreign work until the owner says otherwise.
     pub threads: u32,
     /// Memory limit, bytes.
@@ -41,8 +45,6 @@ pub struct LaborSettings {
     pub checkpoint_every_units: u32,
     /// Folder for the workers' directories.
     pub scratch: PathBuf,
-    /// Where this machine's models are registered.
-    pub models: PathBuf,
 }
 
 enum Job {
@@ -142,11 +144,7 @@ impl Leases {
         if slot.is_none() {
             let config = SupervisorConfig {
                 program: self.settings.program.clone(),
-                args: vec![
-                    "worker".into(),
-                    "--models".into(),
-                    self.settings.models.clone().into(),
-                ],
+                args: self.settings.args.clone(),
                 class: if own {
                     WorkerClass::Own
                 } else {

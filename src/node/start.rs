@@ -13,7 +13,7 @@ use super::core::Core;
 use super::delivery::{Deliverer, OutboxState};
 use super::handlers::Handlers;
 use super::inbox::{self, Opener};
-use super::leases::{LaborSettings, Leases};
+use super::leases::{LaborSettings, desks};
 use super::order::{Counters, Mail, Outlets};
 use super::presence::Presence;
 use super::sealer::Sealer;
@@ -26,6 +26,8 @@ use crate::identity::conversation::Conversations;
 use crate::identity::pool::PoolSecret;
 use crate::identity::{Identity, IdentityError, parse_npub};
 use crate::labor::skills;
+use crate::labor::skills::Skill as _;
+use crate::labor::skills::own::{self, Own};
 use crate::store::{Limits, Store, StoreError, StoreOptions};
 use crate::wire::binding::{Binding, BindingError};
 use crate::wire::verify::Keyring;
@@ -118,6 +120,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         .map(|r| r.url.clone())
         .collect();
     let store = Arc::new(Store::open(home.store_file(), store_options())?);
+    describe_own(&config, &home).await?;
     let policy = policy(&config, &identity, &read, &home.models_dir())?;
     let server = ControlServer::bind(
         &lock,
@@ -225,17 +228,18 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
     let settings = LaborSettings {
         me: policy.me.clone(),
         program: std::env::current_exe()?,
+        args: vec!["worker".into(), "--models".into(), home.models_dir().into()],
         threads: cores,
         memory_limit_bytes: config.labor.memory_limit_bytes,
         hang_timeout_ms: config.labor.hang_timeout_ms,
         soft_stop_ms: config.labor.soft_stop_ms,
         checkpoint_every_units: u32::try_from(config.labor.checkpoint_every_units).unwrap_or(8),
         scratch: home.root().join("scratch"),
-        models: home.models_dir(),
     };
     let profile: Arc<Mutex<Option<String>>> = Arc::default();
-    let leases = tokio::spawn(Leases::run(
+    let leases = tokio::spawn(desks::run(
         settings,
+        own::registered(),
         mailbox.clone(),
         labor_orders,
         profile.clone(),
@@ -357,6 +361,50 @@ fn store_options() -> StoreOptions {
     StoreOptions::default()
 }
 
+/// Asks the programs of the owner's own skills what they are. One that does not say it is not offered, and the node starts without.
+///
+/// # Errors
+/// `config_invalid` for the name of a built-in skill.
+async fn describe_own(config: &Config, home: &Home) -> Result<(), ConfigError> {
+    own_names(config, home)?;
+    if !config.labor.enabled {
+        return Ok(());
+    }
+    let scratch = home.root().join("scratch");
+    let limit = config.labor.memory_limit_bytes;
+    let asked = config.skills.iter().map(|(name, skill)| {
+        let scratch = &scratch;
+        async move { (name, Own::describe(name, skill, limit, scratch).await) }
+    });
+    let mut described = Vec::new();
+    for (name, told) in futures_util::future::join_all(asked).await {
+        match told {
+            Ok(skill) => described.push(skill),
+            Err((code, message)) => {
+                tracing::warn!(skill = %name, code, message, "a skill of the owner's is not offered")
+            }
+        }
+    }
+    own::register(described);
+    Ok(())
+}
+
+/// That no skill of the owner's hides a built-in one.
+///
+/// # Errors
+/// `config_invalid`.
+pub fn own_names(config: &Config, home: &Home) -> Result<(), ConfigError> {
+    match config.skills.keys().find(|name| own::is_built_in(name)) {
+        None => Ok(()),
+        Some(name) => Err(ConfigError::Invalid {
+            path: home.config_file(),
+            key: format!("skills.{name}"),
+            line: None,
+            reason: "a built-in skill has this name; choose another one".to_owned(),
+        }),
+    }
+}
+
 /// The settings as the decisions need them.
 fn policy(
     config: &Config,
@@ -369,7 +417,8 @@ fn policy(
     let market = &config.market;
     let offered = if config.labor.enabled && cfg!(feature = "labor") {
         // A skill whose model is missing is not advertised.
-        skills::offered(models)
+        let own = own::registered().iter().map(|skill| skill.info());
+        skills::offered(models).into_iter().chain(own).collect()
     } else {
         Vec::new()
     };

@@ -25,7 +25,12 @@ impl Leases {
     pub(super) fn check(&mut self, order: CheckOrder, own: &mut Option<Events>) {
         match precheck(&order) {
             Err(findings) => self.checked(&order, findings),
-            Ok(findings) if order.sample.is_empty() || !cfg!(feature = "labor") => {
+            // What nobody can compute again is as sure as its shape, and one unknown here not even that.
+            Ok(findings)
+                if order.sample.is_empty()
+                    || !cfg!(feature = "labor")
+                    || !skills::is_recomputable(&order.skill) =>
+            {
                 self.checked(&order, findings)
             }
             Ok(findings) => {
