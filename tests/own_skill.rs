@@ -100,6 +100,18 @@ fn a_program_that_misbehaves_is_named_and_hurts_itself_alone() {
             "        say(type=\"done\"",
             "        import time; time.sleep(600)\n        say(type=\"done\"",
         );
+        changed(
+            worker,
+            "mumbler",
+            "say(type=\"done\", job=asked[\"job\"], units=[unit], executed_units=1, resumed_from=0)",
+            "say(type=\"failed\", job=asked[\"job\"], code=\"No way! \" * 999, message=\"?\" * 9999)",
+        );
+        changed(
+            worker,
+            "hoarder",
+            "{\"loud\": asked[\"input\"][\"text\"].upper()}",
+            "{\"loud\": \"x\" * 100000}",
+        );
         changed(worker, "modern", "protocol=1", "protocol=2");
         changed(
             worker,
@@ -125,6 +137,8 @@ fn a_program_that_misbehaves_is_named_and_hurts_itself_alone() {
         ("chatter", "worker_garbage"),
         ("quitter", "worker_exited"),
         ("hanger", "worker_hung"),
+        ("mumbler", "skill_failed"),
+        ("hoarder", "output_too_large"),
         ("modern", "skill_unknown"),
         ("vague", "skill_unknown"),
         ("strict", "skill_unknown"),

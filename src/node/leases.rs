@@ -24,6 +24,9 @@ use crate::labor::supervisor::{
     StartJob, Supervisor, SupervisorConfig, SupervisorHandle, WorkerClass, WorkerEvent,
 };
 
+/// What a worker may say of its machine; a proof's names have at most 256 bytes.
+const PROFILE_BYTES: usize = 200;
+
 /// How workers are run.
 #[derive(Debug, Clone)]
 pub struct LaborSettings {
@@ -412,7 +415,8 @@ impl Leases {
         let Some(station) = slot.as_mut() else { return };
         match event {
             WorkerEvent::Started { pid } => tracing::info!(pid, own, "worker started"),
-            WorkerEvent::Described { profile, .. } => {
+            WorkerEvent::Described { mut profile, .. } => {
+                profile.truncate(profile.floor_char_boundary(PROFILE_BYTES));
                 station.profile.clone_from(&profile);
                 if let Ok(mut status) = self.status.lock() {
                     *status = Some(profile);
@@ -469,7 +473,14 @@ impl Leases {
                 }
             }
             WorkerEvent::Failed { job, code, message } => match station.jobs.remove(&job) {
-                Some(Job::Work { key, .. }) => self.news(key, LaborNews::Failed { code, message }),
+                Some(Job::Work { key, .. }) => {
+                    let code = if desks::is_code(&code) {
+                        code
+                    } else {
+                        "skill_failed".into()
+                    };
+                    self.news(key, LaborNews::Failed { code, message })
+                }
                 Some(other) => self.lost(other, &code),
                 None => {}
             },

@@ -94,3 +94,9 @@ pub(in crate::node) async fn run(
 fn scratch(folder: &std::path::Path, skill: &str) -> PathBuf {
     folder.join(format!("skill-{skill}"))
 }
+
+/// Whether a program's code can stand in a message: an owner's program may say anything.
+pub(super) fn is_code(code: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    (1..=64).contains(&code.len()) && code.bytes().all(plain)
+}
