@@ -7,6 +7,7 @@ mod adapters;
 mod ask;
 mod cancel;
 mod config_check;
+mod contact;
 mod control;
 mod demo;
 mod error;
@@ -22,6 +23,7 @@ mod output;
 mod passphrase;
 mod pause;
 mod peers;
+mod pool;
 mod proof;
 mod relay;
 mod render;
@@ -76,6 +78,8 @@ enum Command {
     Init(init::Args),
     /// Show this node's public identity
     Id,
+    /// Show the text by which others trust this node
+    Contact,
     /// Run the node until it is stopped
     Up(up::Args),
     /// Show what the running node does
@@ -92,6 +96,8 @@ enum Command {
     Models(models::Args),
     /// List peers, trust one or forget one
     Peers(peers::Args),
+    /// Create, join, rotate and leave private pools
+    Pool(pool::Args),
     /// Stop foreign work, or limit its cores
     Pause(pause::Args),
     /// Allow foreign work again
@@ -146,7 +152,7 @@ impl Context {
     /// Prints the answer of a command that runs on after it.
     pub(crate) fn answer(&self, reply: &Reply) {
         self.answered.set(true);
-        output::print(reply, self.json);
+        let _ = output::print(reply, self.json);
     }
 }
 
@@ -178,10 +184,7 @@ fn run(cli: Cli) -> Exit {
         answered: Cell::new(false),
     };
     match dispatch(&context, cli.command) {
-        Ok(reply) => {
-            output::print(&reply, context.json);
-            reply.exit
-        }
+        Ok(reply) => printed(output::print(&reply, context.json), reply.exit),
         Err(error) => {
             output::print_error(&error, context.json && !context.answered.get());
             error.exit
@@ -189,10 +192,16 @@ fn run(cli: Cli) -> Exit {
     }
 }
 
+/// An answer that nobody could read is none.
+fn printed(written: bool, exit: Exit) -> Exit {
+    if written { exit } else { Exit::FAILED }
+}
+
 fn dispatch(context: &Context, command: Command) -> Result<Reply, CliError> {
     match command {
         Command::Init(args) => init::run(context, &args),
         Command::Id => id::run(context),
+        Command::Contact => contact::run(context),
         Command::Up(args) => up::run(context, &args),
         Command::Status => status::run(context),
         Command::Config(args) => config_check::run(context, &args),
@@ -201,6 +210,7 @@ fn dispatch(context: &Context, command: Command) -> Result<Reply, CliError> {
         Command::Skills => skills::run(context),
         Command::Models(args) => models::run(context, args),
         Command::Peers(args) => peers::run(context, args),
+        Command::Pool(args) => pool::run(context, args),
         Command::Pause(args) => pause::run(context, &args),
         Command::Resume(args) => resume::run(context, &args),
         Command::Ask(args) => ask::run(context, &args),
@@ -225,8 +235,7 @@ fn report_usage(usage: &clap::Error, json: bool) -> Exit {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
     ) {
         let value = serde_json::json!({ "help": text.trim_end() });
-        output::print(&Reply::new(value, text), json);
-        return Exit::DONE;
+        return printed(output::print(&Reply::new(value, text), json), Exit::DONE);
     }
     if json {
         output::print_error(&CliError::usage_text(&text), true);

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use home::Home;
-pub use permissions::{PermissionRule, Permissions, TierPermission};
+pub use permissions::{PermissionRule, Permissions, SandboxLevel, TierPermission};
 pub use relays::{RelayEntry, RelayList, TEMPLATE_PUBLIC};
 pub use sections::{
     Labor, Limits, Log, LogFormat, LogLevel, Market, OnCancel, Owner, Pow, StoreQuotas,
@@ -66,7 +66,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            relays: vec!["relays/public.toml".to_owned()],
+            relays: vec![relays::PUBLIC.to_owned()],
             pools: vec!["legion".to_owned()],
             owner: Owner::default(),
             limits: Limits::default(),

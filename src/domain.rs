@@ -21,6 +21,7 @@ mod judging;
 pub mod ledger;
 mod mark;
 mod meeting;
+mod moving;
 pub mod peer;
 pub mod policy;
 mod settling;
@@ -46,9 +47,6 @@ pub use arbiter::{OwnerState, Pause};
 pub use asking::KEY_TTL_MS;
 pub use judging::sample_size;
 pub use mark::{Mark, Promise};
-
-/// Most bytes that an output with its unit results may take, so that a result fits into one envelope.
-pub const RESULT_BYTES_MAX: u64 = 20_000;
 
 #[derive(Debug, Default)]
 struct Dirty {
@@ -207,6 +205,8 @@ impl Node {
             Input::Tick => {}
             Input::Ask(ask) => self.on_ask(now, chance, *ask),
             Input::Cancel { task } => self.on_cancel_command(now, &task),
+            Input::Pools(names) => self.policy.pools = names,
+            Input::Introduce(known) => self.on_introduce(now, *known),
             Input::Trust {
                 npub,
                 tier,
@@ -223,6 +223,13 @@ impl Node {
                 award_no,
                 findings,
             } => self.on_checked(now, chance, &task, award_no, findings),
+            Input::Moving {
+                task,
+                award_no,
+                done_bytes,
+                bytes,
+                result,
+            } => self.on_moving(now, &task, award_no, (done_bytes, bytes), result),
             Input::EvidenceChecked { key, holds } => self.on_evidence(now, &key, holds),
         }
         self.settle_down(now, chance);

@@ -5,14 +5,20 @@
 //! It must not know what a message says, how it travels, or what is stored about it; time and limits are parameters. Nothing
 //! here prints a secret: no type that holds one derives `Debug` or `Serialize`, and no error quotes one.
 
+pub mod blob;
+pub mod contact;
 pub mod conversation;
 pub mod error;
+pub mod invite;
 pub mod keyfile;
 pub mod keys;
 pub mod lct;
 pub mod mnemonic;
 pub mod pool;
+pub mod pool_book;
+pub mod pool_file;
 pub mod sealing;
+pub mod token;
 
 pub use error::IdentityError;
 pub use keys::{Identity, PublicIdentity};
@@ -34,6 +40,9 @@ pub fn npub(hex: &str) -> String {
 /// `npub_invalid`.
 pub fn parse_npub(text: &str) -> Result<String, IdentityError> {
     nostr::PublicKey::parse(text)
+        .ok()
+        // Not every 32 bytes are a point of the curve.
+        .filter(|key| key.xonly().is_ok())
         .map(|key| key.to_hex())
-        .map_err(|_| IdentityError::NpubInvalid(text.chars().take(80).collect()))
+        .ok_or_else(|| IdentityError::NpubInvalid(text.chars().take(80).collect()))
 }

@@ -13,6 +13,7 @@ pub mod checkpoint;
 pub mod frames;
 #[cfg(feature = "labor")]
 pub mod models;
+pub mod sandbox;
 pub mod skills;
 pub mod supervisor;
 #[cfg(feature = "labor")]
@@ -20,6 +21,7 @@ pub(crate) mod worker;
 
 use std::process::ExitCode;
 
+pub use sandbox::{Sandbox, SandboxReport};
 pub use skills::{Plan, SkillError, SkillInfo};
 pub use supervisor::{
     StartJob, Supervisor, SupervisorConfig, SupervisorHandle, WorkerClass, WorkerEvent,
@@ -118,8 +120,8 @@ impl LaborError {
 /// The worker process: what the hidden subcommand `legion worker` runs. Reads frames on stdin until it ends.
 ///
 /// `args` are the words after the subcommand: `--threads N` (default 1), `--models DIR` (the home's register of models; without it
-/// there are none). Exit codes: 0 when stdin ended, 1 on a broken pipe or
-/// protocol, 2 on a wrong argument or without the feature `labor`.
+/// there are none), and those of [`Sandbox::args`]. Exit codes: 0 when stdin ended, 1 on a broken pipe or protocol or a sandbox
+/// below the level asked for, 2 on a wrong argument or without the feature `labor`.
 pub fn worker_main(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
     #[cfg(feature = "labor")]
     {

@@ -6,6 +6,7 @@
 
 mod batch;
 pub mod clock;
+mod contact;
 pub mod control;
 pub mod core;
 pub mod crash;
@@ -15,19 +16,23 @@ pub mod inbox;
 pub mod leases;
 pub mod order;
 mod perform;
+pub mod pools;
 pub mod presence;
 pub mod results;
 pub mod rows;
 pub mod sealer;
 pub mod start;
+pub mod transfer;
 pub mod view;
+mod workers;
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use tokio::sync::Semaphore;
 
-pub use start::{NodeError, NodeParts, own_names, up};
+pub use start::{NodeError, NodeParts, up};
+pub use workers::own_names;
 
 /// The way into the loop. Facts always fit; arrivals wait for room, so that a flood slows the socket and not the node.
 #[derive(Clone)]

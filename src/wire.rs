@@ -12,4 +12,5 @@ pub mod market;
 pub mod merkle;
 pub mod message;
 pub mod proof;
+pub mod transfer;
 pub mod verify;

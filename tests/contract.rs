@@ -16,7 +16,7 @@ fn path(name: &str) -> PathBuf {
 }
 
 /// The answer has the shape of `fixtures/cli/<name>.json`. `task` is written as `t1` there.
-fn shape(name: &str, value: &Value, task: &str) {
+pub(crate) fn shape(name: &str, value: &Value, task: &str) {
     if std::env::var_os("LEGION_WRITE_FIXTURES").is_some_and(|v| v == "1") {
         let text = serde_json::to_string_pretty(value).unwrap();
         let text = if task.is_empty() {

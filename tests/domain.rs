@@ -2,6 +2,7 @@
 
 mod claims;
 mod crowd;
+mod greed;
 mod history;
 mod hostile;
 mod ledger;

@@ -5,6 +5,8 @@
 
 mod embedding;
 mod faults;
+#[cfg(all(feature = "relay", target_os = "linux"))]
+mod sandbox;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

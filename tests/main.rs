@@ -35,6 +35,10 @@ mod own_skill;
 mod owner;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod path;
+#[cfg(all(feature = "labor", feature = "relay"))]
+mod payload;
+#[cfg(all(feature = "relay", feature = "labor"))]
+mod pools;
 #[cfg(feature = "relay")]
 mod relay;
 mod sim;

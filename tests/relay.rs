@@ -479,6 +479,36 @@ async fn keeps_its_events_over_a_restart_only_with_a_file() {
     );
 }
 
+/// What a reader has deleted does not come back with a restart, though the deletion itself is remembered for a short time only.
+#[tokio::test]
+async fn what_was_deleted_stays_deleted_over_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("relay.jsonl");
+    let (reader, writer) = (Keys::generate(), Keys::generate());
+    let to = reader.public_key().to_hex();
+    let (read, unread) = (
+        event(&writer, 1059, 2, &[["p", &to]], "read"),
+        event(&writer, 1059, 1, &[["p", &to]], "unread"),
+    );
+    let relay = start_with(&data).await;
+    let mut client = Client::connect(relay.url()).await;
+    client.publish_ok(&read).await;
+    client.publish_ok(&unread).await;
+    let soon = (now_s() + 2).to_string();
+    let named = id(&read);
+    let tags = [["e", &named], ["k", "1059"], ["expiration", &soon]];
+    client.publish_ok(&event(&reader, 5, 0, &tags, "")).await;
+    assert_eq!(client.request("a", json!({})).await.len(), 2);
+    relay.shutdown().await;
+    while now_s() < soon.parse().unwrap() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let relay = start_with(&data).await;
+    let mut client = Client::connect(relay.url()).await;
+    assert_eq!(client.request("b", json!({})).await, [id(&unread)]);
+    relay.shutdown().await;
+}
+
 #[tokio::test]
 async fn nonsense_and_excess_are_answered_and_the_connection_goes_on() {
     let relay = start(RelayLimits {

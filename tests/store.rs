@@ -327,7 +327,7 @@ fn a_newer_schema_is_refused_with_a_clear_error() {
         &path,
         Table::Meta,
         b"schema",
-        b"\x01\x00{\"application\":\"legion\",\"version\":2,\"more\":[]}",
+        b"\x01\x00{\"application\":\"legion\",\"version\":3,\"more\":[]}",
     );
     let error = Store::open(&path, StoreOptions::default()).unwrap_err();
     assert_eq!(error.code(), "store_newer");
@@ -336,7 +336,7 @@ fn a_newer_schema_is_refused_with_a_clear_error() {
         text.starts_with("this store was written by a newer legion"),
         "{text}"
     );
-    assert!(text.contains("version 2"), "{text}");
+    assert!(text.contains("version 3"), "{text}");
 
     plant(&path, Table::Meta, b"schema", b"\x02\x00other");
     assert_eq!(
@@ -344,6 +344,49 @@ fn a_newer_schema_is_refused_with_a_clear_error() {
         "store_newer",
         "also when the row itself is of a newer shape"
     );
+}
+
+/// The first format had no tables of transfers: such a file opens, keeps its rows, takes the new ones, and is of today's
+/// format from then on.
+#[test]
+fn a_store_of_the_first_format_is_brought_up_to_date() {
+    let home = home();
+    let path = home.path().join("store.redb");
+    let store = open(&path);
+    store
+        .write(|txn| txn.put_bytes(Table::Tasks, b"job/old", b"{}"))
+        .unwrap();
+    drop(store);
+    let database = redb::Database::open(&path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    for table in [Table::Moves, Table::Pieces] {
+        let definition: redb::TableDefinition<&[u8], &[u8]> =
+            redb::TableDefinition::new(table.name());
+        assert!(transaction.delete_table(definition).unwrap());
+    }
+    transaction.commit().unwrap();
+    drop(database);
+    let first = b"\x01\x00{\"application\":\"legion\",\"version\":1}";
+    plant(&path, Table::Meta, b"schema", first);
+    let store = open(&path);
+    assert!(
+        store
+            .view()
+            .unwrap()
+            .contains(Table::Tasks, b"job/old")
+            .unwrap()
+    );
+    assert_eq!(store.view().unwrap().count(Table::Moves).unwrap(), 0);
+    store
+        .write(|txn| txn.put_bytes(Table::Pieces, b"piece", b"x"))
+        .unwrap();
+    let schema = store
+        .view()
+        .unwrap()
+        .get_bytes(Table::Meta, b"schema")
+        .unwrap();
+    let text = String::from_utf8(schema.unwrap()).unwrap();
+    assert!(text.contains("\"version\":2"), "{text}");
 }
 
 #[test]

@@ -20,7 +20,7 @@ const ROOMS: [&str; 13] = [
 const STRANGERS: [&str; 4] = ["carrier", "relay", "labor", "store"];
 
 /// Crates that belong to some rooms only.
-const CRATES: [(&str, &[&str]); 9] = [
+const CRATES: [(&str, &[&str]); 10] = [
     ("nostr", &["wire", "identity", "carrier", "relay", "node"]),
     ("nostr_sdk", &["carrier", "relay"]),
     ("nostr_relay_builder", &["relay"]),
@@ -28,6 +28,7 @@ const CRATES: [(&str, &[&str]); 9] = [
     ("redb", &["store"]),
     ("burn", &["labor"]),
     ("rayon", &["labor"]),
+    ("landlock", &["labor"]),
     ("safetensors", &["labor"]),
     ("tokenizers", &["labor"]),
 ];

@@ -75,7 +75,7 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
                 format!("task: {id}\nnext: `legion wait {id}`"),
             ));
         }
-        control::wait_for(&mut client, &id)
+        control::wait_for(context, &mut client, &id)
             .await
             .map(render::result)
     })

@@ -4,6 +4,7 @@
 //! is `node::control`.
 
 use std::io::ErrorKind;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -17,6 +18,8 @@ use crate::config::Home;
 
 /// Longest answer read: every answer is a view with limits of its own, far below it.
 const MAX_ANSWER_BYTES: u64 = 64 << 20;
+/// How long a command that detaches looks at its task once more.
+const SHOWN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a call has no result.
 pub(crate) enum CallError {
@@ -129,7 +132,11 @@ pub(crate) fn call(context: &Context, method: &str, params: Value) -> Result<Val
 }
 
 /// Waits for a task's result: the view of `ask` and `wait`. Ctrl-C or a lost socket detaches; neither cancels the task.
-pub(crate) async fn wait_for(client: &mut Client, task: &str) -> Result<Value, CliError> {
+pub(crate) async fn wait_for(
+    context: &Context,
+    client: &mut Client,
+    task: &str,
+) -> Result<Value, CliError> {
     let lost = tokio::select! {
         answer = client.call("task/wait", json!({ "id": task })) => match answer {
             Ok(view) => return Ok(view),
@@ -139,11 +146,24 @@ pub(crate) async fn wait_for(client: &mut Client, task: &str) -> Result<Value, C
         _ = tokio::signal::ctrl_c() => "interrupted",
     };
     let message = format!("{lost}; the task goes on");
+    let shown = shown(context, task).await;
     Err(detached(
         message,
         format!("legion wait {task}"),
-        Some(json!({ "id": task })),
+        Some(shown),
     ))
+}
+
+/// The task as it is now, or only its id where the node does not answer.
+async fn shown(context: &Context, task: &str) -> Value {
+    let bare = json!({ "id": task });
+    let ask = async {
+        let mut client = Client::connect(context.home().ok()?).await.ok()?;
+        let answer = client.call("task/get", json!({ "id": task })).await.ok()?;
+        answer.get("task").cloned()
+    };
+    let answer = tokio::time::timeout(SHOWN_PATIENCE, ask).await;
+    answer.ok().flatten().unwrap_or(bare)
 }
 
 /// The error of a command that stops waiting while its task goes on. `next` is the command that takes it up again; on

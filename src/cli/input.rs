@@ -10,7 +10,7 @@ use super::adapters;
 use super::error::CliError;
 
 /// The node's own limit on a line of local control; what is larger would not arrive.
-const MAX_INPUT_BYTES: u64 = 1_048_576;
+const MAX_INPUT_BYTES: u64 = 8 * 1_048_576;
 
 /// How deep a schema's references and alternatives are followed.
 const MAX_SCHEMA_DEPTH: u32 = 16;

@@ -1,5 +1,5 @@
 //! The only place that writes to stdout and stderr. Text for people is cleaned of control characters, because parts of it come
-//! from peers; a reader that went away (a closed pipe) changes neither the exit code nor what was done.
+//! from peers. A reader that went away (a closed pipe) is no failure; an answer that could not be written (a full disk) is one.
 
 use std::io::{IsTerminal, Write};
 
@@ -44,33 +44,45 @@ impl Reply {
     }
 }
 
-/// Prints a reply on stdout.
-pub(crate) fn print(reply: &Reply, json: bool) {
+/// Prints a reply on stdout. False: it could not be written.
+#[must_use]
+pub(crate) fn print(reply: &Reply, json: bool) -> bool {
     if reply.silent {
-        return;
+        return true;
     }
     if json {
-        write_line(&mut std::io::stdout().lock(), &reply.value.to_string());
+        say(&reply.value.to_string())
     } else {
-        write_line(&mut std::io::stdout().lock(), &clean(reply.text.trim_end()));
+        say(&clean(reply.text.trim_end()))
     }
 }
 
 /// Prints an error: with `json` as one object on stdout, else on stderr.
 pub(crate) fn print_error(error: &CliError, json: bool) {
-    if json {
-        write_line(&mut std::io::stdout().lock(), &error.to_json().to_string());
-    } else {
-        note(&format!("error: {} ({})", error.message, error.code));
-        if !error.hint.is_empty() {
-            note(&format!("next: {}", error.hint));
-        }
+    // Its exit code says what matters, written or not.
+    if json && say(&error.to_json().to_string()) {
+        return;
+    }
+    note(&format!("error: {} ({})", error.message, error.code));
+    if !error.hint.is_empty() {
+        note(&format!("next: {}", error.hint));
     }
 }
 
-/// Says something on stderr.
+/// A line on stdout. False: it could not be written, and stderr says why.
+fn say(text: &str) -> bool {
+    match write_line(&mut std::io::stdout().lock(), text) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            note(&format!("error: stdout: {error} (stdout_failed)"));
+            false
+        }
+        _ => true,
+    }
+}
+
+/// Says something on stderr; where that fails there is no one left to tell.
 pub(crate) fn note(text: &str) {
-    write_line(&mut std::io::stderr().lock(), &clean(text));
+    let _ = write_line(&mut std::io::stderr().lock(), &clean(text));
 }
 
 /// Whether a person reads stderr.
@@ -78,11 +90,9 @@ pub(crate) fn stderr_is_terminal() -> bool {
     std::io::stderr().is_terminal()
 }
 
-fn write_line(to: &mut impl Write, text: &str) {
-    // The reader may be gone (`legion tasks | head -1`), and there is no one left to tell.
-    let _ = to
-        .write_all(format!("{text}\n").as_bytes())
-        .and_then(|()| to.flush());
+fn write_line(to: &mut impl Write, text: &str) -> std::io::Result<()> {
+    to.write_all(format!("{text}\n").as_bytes())
+        .and_then(|()| to.flush())
 }
 
 /// Replaces what could move a terminal's cursor or hide text: a peer's words must not forge ours.

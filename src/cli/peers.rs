@@ -17,7 +17,8 @@ pub(crate) struct Args {
 enum Action {
     /// Set a peer's tier, and the credit it is granted
     Trust {
-        /// The peer
+        /// The peer: its contact (`legion contact` shows it there), or its npub
+        #[arg(value_name = "CONTACT")]
         npub: String,
         /// own: your other nodes, no price and no limit; trusted: on credit; stranger: the default
         #[arg(long, value_enum)]

@@ -37,7 +37,10 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
             Ok(Reply::new(proof, text))
         }
         Action::Verify { file } => {
-            let exported: Value = input::from_file(file)?;
+            let exported: Value = input::from_file(file).map_err(|error| match &*error.code {
+                "input_unreadable" => error,
+                _ => CliError::new("proof_malformed", error.message),
+            })?;
             if let Some(field) = ["v", "proof", "output", "units", "entries"]
                 .into_iter()
                 .find(|field| exported.get(field).is_none())

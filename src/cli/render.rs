@@ -338,6 +338,15 @@ pub(crate) fn status(view: &Value) -> String {
         "cores for foreign work: {}\n",
         cell(view, "/cores")
     ));
+    if let Some(sandbox) = view.get("sandbox").filter(|sandbox| sandbox.is_object()) {
+        let missing: Vec<String> = items(sandbox, "missing").iter().map(scalar).collect();
+        let missing = match missing.as_slice() {
+            [] => String::new(),
+            missing => format!("; missing: {}", missing.join(", ")),
+        };
+        let level = cell(sandbox, "/level");
+        text.push_str(&format!("sandbox of the worker: {level}{missing}\n"));
+    }
     let counts = |name: &str| {
         let counts = view
             .get(name)
@@ -354,6 +363,14 @@ pub(crate) fn status(view: &Value) -> String {
         counts("tasks"),
         counts("work"),
         counts("outbox")
+    ));
+    let moving = view.get("transfers").unwrap_or(&Value::Null);
+    text.push_str(&format!(
+        "payloads on their way: {} in, {} out, {} of {} bytes done\n",
+        cell(moving, "/incoming"),
+        cell(moving, "/outgoing"),
+        cell(moving, "/done_bytes"),
+        cell(moving, "/bytes")
     ));
     text.push_str(&format!(
         "peers: {}, amounts locked: {}\n",
@@ -445,6 +462,11 @@ pub(crate) fn result(view: Value) -> Reply {
         cell(&view, "/timing_ms/work"),
     ));
     Reply::new(view, text).with_exit(exit)
+}
+
+/// A time in a view, as people read it.
+pub(crate) fn time(ms: &Value) -> String {
+    ms.as_u64().map_or_else(|| "-".to_owned(), utc)
 }
 
 /// Milliseconds since 1970 as `2026-11-21 02:35:00Z` (civil-from-days, proleptic Gregorian calendar).

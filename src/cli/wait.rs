@@ -15,7 +15,7 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
     let home = context.home()?;
     block_on(Threads::One, async {
         let mut client = Client::connect(home).await?;
-        control::wait_for(&mut client, &args.id)
+        control::wait_for(context, &mut client, &args.id)
             .await
             .map(render::result)
     })

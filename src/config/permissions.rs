@@ -4,6 +4,38 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Fault, check, check_range};
 
+/// How far a worker is confined, least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SandboxLevel {
+    /// Neither files nor the network are out of its reach.
+    #[default]
+    None,
+    /// Something is missing: the system has only some of the layers.
+    Partial,
+    /// Files, network, other processes and privileges are out of its reach.
+    Full,
+}
+
+impl SandboxLevel {
+    /// As it is written in the configuration and shown.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Partial => "partial",
+            Self::Full => "full",
+        }
+    }
+
+    /// The level of this name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        let levels = [Self::None, Self::Partial, Self::Full];
+        levels.into_iter().find(|level| level.as_str() == name)
+    }
+}
+
 /// What a tier of peers may ask.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TierPermission {
@@ -17,6 +49,8 @@ pub struct TierPermission {
     pub max_concurrent: u64,
     /// New tasks of one peer in a minute.
     pub max_per_min: u64,
+    /// The sandbox without which nothing is computed for them.
+    pub sandbox_at_least: SandboxLevel,
 }
 
 impl TierPermission {
@@ -29,6 +63,7 @@ impl TierPermission {
             max_price_mc: 10_000,
             max_concurrent: 256,
             max_per_min: 600,
+            sandbox_at_least: SandboxLevel::None,
         }
     }
 
@@ -39,6 +74,7 @@ impl TierPermission {
             max_price_mc: 1_000,
             max_concurrent: 16,
             max_per_min: 60,
+            sandbox_at_least: SandboxLevel::Partial,
             ..Self::trusted()
         }
     }
@@ -50,6 +86,7 @@ impl TierPermission {
             max_price_mc: set.max_price_mc.unwrap_or(self.max_price_mc),
             max_concurrent: set.max_concurrent.unwrap_or(self.max_concurrent),
             max_per_min: set.max_per_min.unwrap_or(self.max_per_min),
+            sandbox_at_least: set.sandbox_at_least.unwrap_or(self.sandbox_at_least),
         }
     }
 }
@@ -63,6 +100,7 @@ struct PartialTier {
     max_price_mc: Option<u64>,
     max_concurrent: Option<u64>,
     max_per_min: Option<u64>,
+    sandbox_at_least: Option<SandboxLevel>,
 }
 
 fn trusted<'de, D: Deserializer<'de>>(input: D) -> Result<TierPermission, D::Error> {
@@ -108,6 +146,9 @@ pub struct PermissionRule {
     /// New tasks in a minute.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_per_min: Option<u64>,
+    /// The sandbox without which such tasks are not worked on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox_at_least: Option<SandboxLevel>,
 }
 
 /// `[permissions]`: who may ask what. Tier own is not limited.

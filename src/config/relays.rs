@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::{ConfigError, line_of};
 
 /// The list of public relays that a home gets when `legion init` is given no `--relay`.
+pub(super) const PUBLIC: &str = "relays/public.toml";
+/// The list itself.
 pub const TEMPLATE_PUBLIC: &str = include_str!("../../relays/public.toml");
 
 /// One relay and what it is used for.
@@ -67,6 +69,12 @@ impl RelayList {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         match std::fs::read_to_string(path) {
             Ok(text) => Self::parse(&text, path),
+            // The list that ships with the program need not be in the home.
+            Err(error)
+                if error.kind() == std::io::ErrorKind::NotFound && path.ends_with(PUBLIC) =>
+            {
+                Self::parse(TEMPLATE_PUBLIC, path)
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 Err(ConfigError::RelayListMissing {
                     path: path.to_owned(),
@@ -117,6 +125,14 @@ pub(super) fn looks_like_url(source: &str) -> bool {
     source.contains("://")
 }
 
+/// `host`, `host:port`, `[v6]` or `[v6]:port`.
+fn has_good_port(host: &str) -> bool {
+    let after_v6 = host.rsplit_once(']').map_or(host, |(_, rest)| rest);
+    after_v6
+        .split_once(':')
+        .is_none_or(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0))
+}
+
 /// A relay's URL has a WebSocket scheme and a host, and nothing that could smuggle a header or a secret.
 pub(super) fn check_url(url: &str) -> Result<(), String> {
     let rest = url
@@ -128,6 +144,9 @@ pub(super) fn check_url(url: &str) -> Result<(), String> {
         Some("") => Err(format!("`{url}` has no host")),
         Some(host) if host.contains('@') => {
             Err("a relay's URL carries no user or password".to_owned())
+        }
+        Some(host) if !has_good_port(host) => {
+            Err(format!("`{url}` has a port that is not 1 to 65535"))
         }
         Some(_) if url.len() > 255 => Err("a relay's URL has at most 255 bytes".to_owned()),
         Some(_)
@@ -209,6 +228,8 @@ mod tests {
             "wss://",
             "wss://a b",
             "ws://u:p@h",
+            "ws://host:99999",
+            "ws://[::1]:x",
             "ws://h\"\n",
         ] {
             assert!(check_url(url).is_err(), "{url:?}");

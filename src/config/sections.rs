@@ -71,6 +71,12 @@ pub struct Limits {
     pub control_connections: u64,
     /// Difference between wall and monotonic clock that counts as a jump.
     pub clock_jump_ms: u64,
+    /// Largest input, and largest result, that is sent or taken.
+    pub payload_bytes: u64,
+    /// Payloads of one known peer on their way here at once; all strangers together have an eighth of it.
+    pub transfers_per_peer: u64,
+    /// Room for all payloads on their way here.
+    pub transfer_disk_bytes: u64,
 }
 
 impl Default for Limits {
@@ -82,9 +88,12 @@ impl Default for Limits {
             bids_per_offer: 64,
             peers_held: 100_000,
             subscriptions: 16,
-            control_line_bytes: 1_048_576,
+            control_line_bytes: 16_777_216,
             control_connections: 64,
             clock_jump_ms: 5_000,
+            payload_bytes: 5_242_880,
+            transfers_per_peer: 16,
+            transfer_disk_bytes: 268_435_456,
         }
     }
 }
@@ -101,6 +110,9 @@ impl Limits {
             ("control_line_bytes", self.control_line_bytes),
             ("control_connections", self.control_connections),
             ("clock_jump_ms", self.clock_jump_ms),
+            ("payload_bytes", self.payload_bytes),
+            ("transfers_per_peer", self.transfers_per_peer),
+            ("transfer_disk_bytes", self.transfer_disk_bytes),
         ];
         check_range("limits", 1, &values)?;
         let kept = self.max_message_life_s <= 2_419_200;
@@ -250,6 +262,12 @@ pub struct Labor {
     pub hang_timeout_ms: u64,
     /// Time to reach the next unit after a soft stop, before the worker is ended.
     pub soft_stop_ms: u64,
+    /// Whether the worker gives up what it does not need, as far as the system can make it.
+    pub sandbox: bool,
+    /// Files and folders that the worker may read nevertheless: absolute paths.
+    pub sandbox_read: Vec<String>,
+    /// Device files that it may use: absolute paths.
+    pub sandbox_devices: Vec<String>,
 }
 
 impl Default for Labor {
@@ -262,6 +280,9 @@ impl Default for Labor {
             checkpoint_every_units: 8,
             hang_timeout_ms: 30_000,
             soft_stop_ms: 5_000,
+            sandbox: true,
+            sandbox_read: Vec::new(),
+            sandbox_devices: Vec::new(),
         }
     }
 }
@@ -275,6 +296,13 @@ impl Labor {
             ("soft_stop_ms", self.soft_stop_ms),
         ];
         check_range("labor", 1, &values)?;
+        for (key, paths) in [
+            ("labor.sandbox_read", &self.sandbox_read),
+            ("labor.sandbox_devices", &self.sandbox_devices),
+        ] {
+            let absolute = paths.iter().all(|path| path.starts_with('/'));
+            check(absolute, key, "a path begins with `/`")?;
+        }
         check_range(
             "labor",
             67_108_864,

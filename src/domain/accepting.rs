@@ -116,13 +116,23 @@ impl Node {
                 "settlement must be due after the result and within 400 days",
             ));
         }
-        if promise
-            .is_some_and(|p| award.unit_price_mc != Some(p.unit_price_mc) || award.units != p.units)
-        {
+        let kept = |p: &Promise| {
+            award.unit_price_mc == Some(p.unit_price_mc)
+                && award.units == p.units
+                && award.skill == p.skill
+        };
+        if !promise.as_ref().is_none_or(kept) {
             return Err(Refused::new(
                 "award_terms",
-                "the award changes the units or the price of our bid",
+                "the award changes the skill, the units or the price of our bid",
             ));
+        }
+        if award.detached.is_some() {
+            // The input is not here, and will not come: the node says why in place of the plan.
+            return Err(match &incoming.plan {
+                Some(Err(refused)) => refused.clone(),
+                _ => Refused::new("transfer_missing", "the input did not arrive"),
+            });
         }
         let committed = crate::wire::market::commitment(&award.input, &award.salt)
             .is_ok_and(|c| c == award.commitment);
@@ -133,6 +143,7 @@ impl Node {
             ));
         }
         let plan = planned(incoming, award)?;
+        self.fits(plan.output_bytes_max)?;
         let from = incoming.from.clone();
         let bid = matches!(incoming.body, Body::Award(_));
         let deal = self.would_do(
@@ -305,7 +316,7 @@ impl Node {
     }
 
     /// How long an answer to somebody who is owed nothing is kept for delivery: a stranger cannot fill the outbox.
-    fn answer_ttl_ms(&self, from: &str) -> Ms {
+    pub(super) fn answer_ttl_ms(&self, from: &str) -> Ms {
         match self.peer(from).tier {
             Tier::Stranger => self.policy.message_ttl_ms.min(600_000),
             Tier::Own | Tier::Trusted => self.policy.message_ttl_ms,
@@ -536,12 +547,6 @@ fn planned(incoming: &Incoming, award: &Award) -> Result<PlanFacts, Refused> {
                 "the input has {} units, the award says {}",
                 plan.units, award.units
             ),
-        ));
-    }
-    if plan.output_bytes_max > super::RESULT_BYTES_MAX {
-        return Err(Refused::new(
-            "payload_too_large",
-            "the result would not fit into one envelope",
         ));
     }
     Ok(plan)

@@ -197,6 +197,12 @@ impl Node {
                 reason,
                 retry_at_ms,
             } => self.on_paused(now, &task, no, &reason, retry_at_ms),
+            News::Completed(result) if result.detached.is_some() => {
+                return Err(Refused::new(
+                    "transfer_missing",
+                    "a result whose payload was not fetched",
+                ));
+            }
             News::Completed(result) => {
                 return self.on_result(now, chance, from, &task, no, *result);
             }

@@ -7,6 +7,8 @@ use super::step::{Ask, Chance, Effect, Ms, Refused, Row, TaskId};
 use crate::wire::entry::{Act, Entry};
 use crate::wire::market::{self, Award};
 use crate::wire::message::Body;
+use crate::wire::transfer::allowance_ms;
+
 /// How long an idempotency key holds.
 pub const KEY_TTL_MS: Ms = 7 * 24 * 3600 * 1000;
 
@@ -26,7 +28,9 @@ impl Node {
         if let Some(known) = self.asked_before(now, &ask) {
             return known;
         }
-        self.admissible(&ask)?;
+        let input = serde_json::to_vec(&ask.input).unwrap_or_default();
+        let input_bytes = input.len() as u64;
+        self.admissible(&ask, input_bytes)?;
         let task = chance.hex(16);
         let salt = chance.hex(32);
         let commitment = market::commitment(&ask.input, &salt)
@@ -44,6 +48,7 @@ impl Node {
             units: ask.plan.as_ref().map_or(0, |p| p.units),
             output_bytes_max: ask.plan.as_ref().map_or(0, |p| p.output_bytes_max),
             salt,
+            input_bytes,
             commitment,
             max_price_mc: ask.max_price_mc.unwrap_or(self.policy.default_max_price_mc),
             deadline_ms: now.saturating_add(ask.deadline_ms),
@@ -68,11 +73,7 @@ impl Node {
                 ..Marks::default()
             },
         };
-        self.payload(
-            &task,
-            "input",
-            serde_json::to_vec(&ask.input).unwrap_or_default(),
-        );
+        self.payload(&task, "input", input);
         self.inputs.insert(task.clone(), ask.input);
         if let Some(key) = ask.key {
             let expires_ms = now.saturating_add(KEY_TTL_MS);
@@ -114,15 +115,10 @@ impl Node {
         })
     }
 
-    fn admissible(&self, ask: &Ask) -> Result<(), Refused> {
-        if let Some(plan) = &ask.plan
-            && plan.output_bytes_max > super::RESULT_BYTES_MAX
-        {
-            return Err(Refused::new(
-                "payload_too_large",
-                "the result would not fit into one envelope",
-            ));
-        }
+    fn admissible(&self, ask: &Ask, input_bytes: u64) -> Result<(), Refused> {
+        let output_bytes = ask.plan.as_ref().map_or(0, |p| p.output_bytes_max);
+        self.fits(input_bytes)?;
+        self.fits(output_bytes)?;
         if let Route::Pool(name) = &ask.route
             && !self.policy.pools.contains(name)
         {
@@ -145,7 +141,8 @@ impl Node {
         }
         let own = matches!(&ask.route, Route::Own)
             || matches!(&ask.route, Route::Peer(p) if *p == self.policy.me);
-        self.deadline_can_be_met(ask, own)?;
+        let moving_ms = allowance_ms(input_bytes).saturating_add(allowance_ms(output_bytes));
+        self.deadline_can_be_met(ask, own, moving_ms)?;
         let counted = ask.plan.as_ref().is_some_and(|p| p.units > 0);
         if matches!(&ask.route, Route::Pool(_)) && !counted {
             let text = format!(
@@ -165,7 +162,7 @@ impl Node {
 
     /// An executor takes the allowance for clocks off the time that it is given, and bids are collected before anybody is
     /// given any: below both, an honest executor with an honest clock would have to decline.
-    fn deadline_can_be_met(&self, ask: &Ask, own: bool) -> Result<(), Refused> {
+    fn deadline_can_be_met(&self, ask: &Ask, own: bool, moving_ms: Ms) -> Result<(), Refused> {
         let skew_ms = self.policy.skew_ms;
         let (window_ms, why) = match &ask.route {
             _ if own => return Ok(()),
@@ -178,11 +175,16 @@ impl Node {
             ),
             Route::Peer(_) | Route::Own => (0, String::new()),
         };
-        let spent_ms = skew_ms.saturating_add(window_ms);
+        let spent_ms = skew_ms.saturating_add(window_ms).saturating_add(moving_ms);
         if ask.deadline_ms > spent_ms {
             return Ok(());
         }
         let least_s = spent_ms / 1000 + 1;
+        let why = if moving_ms > 0 {
+            format!("{why}, and input and result may take {moving_ms} ms on their way")
+        } else {
+            why
+        };
         Err(Refused::new(
             "deadline_too_short",
             format!(
@@ -225,6 +227,7 @@ impl Node {
             award_no,
             skill: job.skill.clone(),
             input: (self.inputs.get(&job.task).cloned()).unwrap_or(serde_json::Value::Null),
+            detached: None,
             salt: job.salt.clone(),
             commitment: job.commitment.clone(),
             units: job.units,
@@ -273,6 +276,7 @@ impl Node {
             job.deadline_ms.saturating_add(self.policy.skew_ms)
         } else {
             now.saturating_add(self.policy.accept_within_ms)
+                .saturating_add(allowance_ms(job.input_bytes))
                 .min(job.deadline_ms)
         };
         let settle_by_ms = job.deadline_ms.saturating_add(self.policy.settle_within_ms);

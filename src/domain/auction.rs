@@ -80,6 +80,8 @@ impl Node {
             result_by_ms: job.deadline_ms,
             verification: self.policy.verification.clone(),
             output_bytes_max: job.output_bytes_max,
+            // A class, not the size: an offer is read by the whole pool.
+            input_bytes_max: job.input_bytes.next_power_of_two(),
             // Filled in with the one-time key when the message is sealed, like signatures.
             reply: String::new(),
             relays: self.policy.relays.clone(),

@@ -8,6 +8,7 @@ use super::peer::Tier;
 use super::step::{Addressee, Effect, Incoming, Ms, Refused};
 use crate::wire::market::{Bid, Decline, Offer};
 use crate::wire::message::Body;
+use crate::wire::transfer::allowance_ms;
 
 /// What the executor agrees to, before it is an engagement.
 pub(super) struct Deal {
@@ -80,13 +81,13 @@ impl Node {
                 if refused.code == OWNER_PAUSED {
                     self.hold_offer(now, incoming, offer);
                 }
-                self.decline_offer(&incoming.from, offer, refused);
+                self.decline_offer(now, &incoming.from, offer, refused);
             }
         }
         Ok(())
     }
 
-    fn decline_offer(&mut self, requester: &str, offer: &Offer, refused: Refused) {
+    fn decline_offer(&mut self, now: Ms, requester: &str, offer: &Offer, refused: Refused) {
         let decline = Decline {
             task: offer.task.clone(),
             requester: requester.to_owned(),
@@ -97,12 +98,15 @@ impl Node {
             entry: None,
             binding: None,
         };
-        self.reply(offer, Body::Decline(Box::new(decline)));
+        // Nothing is written down of who is declined, so nothing else bounds how many answers wait.
+        let until = now.saturating_add(self.answer_ttl_ms(requester));
+        let body = Body::Decline(Box::new(decline));
+        self.reply(offer, body, offer.expires_ms.min(until));
     }
 
-    fn reply(&mut self, offer: &Offer, body: Body) {
+    fn reply(&mut self, offer: &Offer, body: Body, expires_ms: Ms) {
         let (to, relays) = (Addressee::Reply(offer.reply.clone()), offer.relays.clone());
-        self.send(to, body, false, relays, offer.expires_ms);
+        self.send(to, body, false, relays, expires_ms);
     }
 
     fn bid(&mut self, owner: &str, requester: &str, offer: &Offer, deal: &Deal) {
@@ -135,17 +139,19 @@ impl Node {
             .expires_ms
             .saturating_add(self.policy.accept_within_ms)
             .saturating_add(self.policy.skew_ms)
+            .saturating_add(allowance_ms(offer.input_bytes_max))
             .min(offer.result_by_ms);
         self.mark(owner, until).bid = Some(Promise {
             unit_price_mc: deal.unit_price_mc,
             units: deal.units,
+            skill: offer.skill.clone(),
         });
         self.journal(
             "bid_made",
             Some(&offer.task),
             serde_json::json!({"to": requester, "total_mc": bid.total_mc}),
         );
-        self.reply(offer, Body::Bid(Box::new(bid)));
+        self.reply(offer, Body::Bid(Box::new(bid)), offer.expires_ms);
     }
 
     /// Whether this node bids on an offer. A bid is a promise, so everything is asked here that an award is asked later.
@@ -162,12 +168,9 @@ impl Node {
                 "the offer does not say how many units it has",
             ));
         }
-        if offer.output_bytes_max > super::RESULT_BYTES_MAX {
-            return Err(Refused::new(
-                "payload_too_large",
-                "the result would not fit into one envelope",
-            ));
-        }
+        // The class is the next power of two: half of it is certain.
+        self.fits(offer.input_bytes_max / 2)?;
+        self.fits(offer.output_bytes_max)?;
         if !self.room_for_mark(from, owner) {
             return Err(Refused::new("too_many_bids", "too many bids are open here")
                 .retry_at(Some(now.saturating_add(10_000))));
@@ -240,6 +243,7 @@ impl Node {
             return Err(refused.retry_at(Some(now.saturating_add(2_000))));
         }
         self.credit(&peer, total, permission.budget_mc)?;
+        self.policy.permissions.admits_sandbox(&permission)?;
         Ok(Deal {
             tier: peer.tier,
             units,

@@ -172,15 +172,22 @@ impl Node {
         let older: Vec<_> = self
             .work_of(&owner)
             .filter(|w| w.award_no < below && w.is_live() && !w.withdrawn)
-            .map(|w| (w.key.clone(), w.called_superseded))
+            .map(|w| {
+                let stopped = w.stage == Stage::Finished && w.proof.is_none();
+                (w.key.clone(), w.called_superseded, stopped)
+            })
             .collect();
-        for (key, called_superseded) in older {
+        for (key, called_superseded, stopped) in older {
             if let Some(work) = self.work.get_mut(&key) {
                 work.withdrawn = true;
                 self.dirty.work.insert(key.clone());
             }
             if called_superseded {
                 self.on_evidence(now, &key, true);
+            } else if stopped {
+                // A cancel came before the withdrawal that it followed: the units of a withdrawn award are not owed.
+                self.move_work_money(now, &key, Event::Decline, 0);
+                self.end_work(now, &key, "superseded");
             }
         }
     }

@@ -245,6 +245,9 @@ pub struct Job {
     pub output_bytes_max: u64,
     /// Salt of the commitment, hex.
     pub salt: String,
+    /// Size of the input as JSON.
+    #[serde(default)]
+    pub input_bytes: u64,
     /// Commitment, hex.
     pub commitment: String,
     /// Most to pay.

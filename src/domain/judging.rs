@@ -310,23 +310,21 @@ impl Node {
         self.payload(task, "units", result.units.clone().into_bytes());
     }
 
+    /// The other awards stand no more: a result was taken. Nothing is owed for them, unless it fails and their own is taken.
     fn withdraw_others(&mut self, now: Ms, task: &str, taken: u32) {
-        let Some(job) = self.jobs.get(task) else {
+        let Some(job) = self.jobs.get_mut(task) else {
             return;
         };
         let below = job.awards.len() as u32 + 1;
-        let open: Vec<_> = job
-            .awards
-            .iter()
-            .filter(|a| {
-                a.no != taken
-                    && matches!(
-                        a.state,
-                        AwardState::Sent | AwardState::Accepted | AwardState::Superseded
-                    )
-            })
-            .map(|a| a.executor.clone())
-            .collect();
+        let mut open = Vec::new();
+        for award in job.awards.iter_mut().filter(|a| a.no != taken) {
+            use AwardState::{Accepted, Sent, Superseded};
+            if matches!(award.state, Sent | Accepted | Superseded) {
+                award.state = Superseded;
+                open.push(award.executor.clone());
+            }
+        }
+        self.dirty.jobs.insert(task.to_owned());
         for executor in open {
             let withdraw = Withdraw {
                 task: task.to_owned(),

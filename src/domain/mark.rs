@@ -14,7 +14,8 @@ use super::peer::Tier;
 use super::step::{Change, EngagementKey, Ms, Npub, Refused, Row};
 use crate::wire::entry::{Act, Entry};
 
-/// Most foreign tasks remembered; offers and requests beyond are refused.
+/// Most foreign tasks remembered; offers and requests beyond are refused. Strangers, who may be one under many names, fill no
+/// more than half, so that there is always room for peers that the owner has admitted.
 pub(super) const MARKS_MAX: usize = 65_536;
 /// Most of them for one peer that the owner has admitted.
 pub(super) const MARKS_PER_PEER_MAX: usize = 16_384;
@@ -50,6 +51,9 @@ pub struct Promise {
     pub unit_price_mc: u64,
     /// Units of the offer.
     pub units: u32,
+    /// Skill of the offer: a unit of another may cost much more.
+    #[serde(default)]
+    pub skill: String,
 }
 
 /// All marks, with what must be known of them at every input: how many each peer has, and which expires first.
@@ -157,13 +161,13 @@ impl Node {
     /// Whether another task of this peer can be remembered.
     pub(super) fn room_for_mark(&self, requester: &str, owner: &str) -> bool {
         let admitted = |p: &super::peer::Peer| p.tier != Tier::Stranger;
-        let most = if self.peers.get(requester).is_some_and(admitted) {
-            MARKS_PER_PEER_MAX
+        let (most, most_in_all) = if self.peers.get(requester).is_some_and(admitted) {
+            (MARKS_PER_PEER_MAX, MARKS_MAX)
         } else {
-            MARKS_PER_STRANGER_MAX
+            (MARKS_PER_STRANGER_MAX, MARKS_MAX / 2)
         };
         self.marks.get(owner).is_some()
-            || (self.marks.len() < MARKS_MAX && self.marks.of_peer(requester) < most)
+            || (self.marks.len() < most_in_all && self.marks.of_peer(requester) < most)
     }
 
     /// What is remembered of a task on which everything is settled serves nobody any more, except a cancel, which an award

@@ -1,14 +1,30 @@
 //! Whom we meet: what a verified message shows of its author, and to whom in this room it goes.
 
+use std::collections::BTreeMap;
+
 use super::Node;
 use super::peer::{AdFacts, Peer, Tier};
-use super::step::{Chance, Change, Effect, Incoming, Ms, Refused};
+use super::step::{Chance, Change, Effect, Incoming, Introduction, Ms, Refused};
 use crate::wire::binding::{Binding, BoundKeys};
 use crate::wire::entry::Entry;
 use crate::wire::market::Ad;
 use crate::wire::message::Body;
 
 impl Node {
+    /// A contact ties its keys to the peer as a first message would. Of a peer that has been met it says nothing newer.
+    pub(super) fn on_introduce(&mut self, now: Ms, known: Introduction) {
+        let mut met = self.peer(&known.npub);
+        if let Err(refused) = bind(&mut met, now, &known.keys, Some(&known.binding)) {
+            self.out.effects.push(Effect::Done(Err(refused)));
+            return;
+        }
+        if met.last_seen_ms == 0 {
+            (met.lct, met.relays) = (known.lct, known.relays);
+        }
+        self.edit_peer(&known.npub, |peer| *peer = met);
+        self.out.effects.push(Effect::Done(Ok(())));
+    }
+
     pub(super) fn on_trust(&mut self, now: Ms, npub: &str, tier: Tier, limit_mc: Option<u64>) {
         self.edit_peer(npub, |peer| {
             peer.tier = tier;
@@ -77,7 +93,7 @@ impl Node {
             Body::Cancel(cancel) => self.on_cancel_message(now, &from, &cancel.task, &cancel.entry),
             Body::Receipt(receipt) => self.on_receipt(now, &from, receipt),
             Body::Refusal(refusal) => self.on_refusal(now, &from, refusal),
-            Body::Ack(_) => Ok(()),
+            Body::Ack(_) | Body::Transfer(_) => Ok(()),
         };
         if let Err(refused) = outcome {
             let ours = match &incoming.body {
@@ -110,12 +126,15 @@ impl Node {
             paused: ad.paused,
             expires_ms: ad.expires_ms.min(horizon),
             pool,
+            others: BTreeMap::new(),
         };
         let news = self
             .peers
             .get(&incoming.from)
             .is_none_or(|p| p.ad.as_ref().is_none_or(|old| old.expires_ms <= now));
-        self.edit_peer(&incoming.from, |peer| peer.ad = Some(facts));
+        self.edit_peer(&incoming.from, |peer| {
+            peer.ad = Some(facts.after(peer.ad.as_ref(), now));
+        });
         if news {
             self.journal(
                 "ad",

@@ -1,5 +1,7 @@
 //! Peers: trust tiers, what we know of them, and how fast they may ask.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::step::{Ms, Npub};
@@ -41,6 +43,27 @@ pub struct AdFacts {
     pub expires_ms: Ms,
     /// The pool it came through.
     pub pool: String,
+    /// Other pools that an ad of it came through before, each until when that one holds.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub others: BTreeMap<String, Ms>,
+}
+
+/// Most other pools remembered of one peer.
+const OTHERS_MAX: usize = 32;
+
+impl AdFacts {
+    /// This ad after an older one: a peer in several pools is advertised in each of them, whichever ad came last.
+    pub fn after(mut self, old: Option<&Self>, now: Ms) -> Self {
+        let Some(old) = old else { return self };
+        let others = old.others.iter().map(|(pool, until)| (pool, *until));
+        self.others = others
+            .chain([(&old.pool, old.expires_ms)])
+            .filter(|(pool, until)| **pool != self.pool && *until > now)
+            .map(|(pool, until)| (pool.clone(), until))
+            .take(OTHERS_MAX)
+            .collect();
+        self
+    }
 }
 
 /// A peer as this node knows it.
@@ -113,7 +136,11 @@ impl Peer {
     /// Whether the peer's ad in `pool` says that it does `skill` now.
     pub fn advertises(&self, skill: &str, pool: &str, now: Ms) -> bool {
         self.ad.as_ref().is_some_and(|ad| {
-            ad.expires_ms > now && ad.pool == pool && ad.skills.iter().any(|s| s.id == skill)
+            let until = match ad.pool == pool {
+                true => Some(&ad.expires_ms),
+                false => ad.others.get(pool),
+            };
+            until.is_some_and(|until| *until > now) && ad.skills.iter().any(|s| s.id == skill)
         })
     }
 
@@ -144,5 +171,37 @@ impl Peer {
         self.recent
             .retain(|at| at.saturating_add(60_000) > now && *at <= now);
         self.recent.push(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! A peer in two pools is known in both.
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn an_ad_in_one_pool_does_not_hide_the_one_in_another() {
+        let ad = |pool: &str, expires_ms| AdFacts {
+            skills: vec![AdSkill {
+                id: "simulation".into(),
+                unit_price_mc: 1,
+            }],
+            queue: 0,
+            paused: false,
+            expires_ms,
+            pool: pool.into(),
+            others: BTreeMap::new(),
+        };
+        let mut peer = Peer::stranger("p");
+        for (pool, expires_ms, now) in [("a", 100, 0), ("b", 200, 10), ("a", 300, 20)] {
+            peer.ad = Some(ad(pool, expires_ms).after(peer.ad.as_ref(), now));
+        }
+        let known = |pool: &str, now| peer.advertises("simulation", pool, now);
+        assert!(known("a", 30) && known("b", 30) && !known("c", 30));
+        assert!(known("a", 250) && !known("b", 250));
+        assert!(!known("a", 300) && !peer.advertises("other", "a", 30));
+        let last = ad("c", 400).after(peer.ad.as_ref(), 250);
+        assert_eq!(last.others, BTreeMap::from([("a".to_owned(), 300)]));
     }
 }

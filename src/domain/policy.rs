@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::peer::{Peer, Tier};
 use super::step::{Ms, Refused};
+use crate::config::SandboxLevel;
 use crate::wire::binding::Binding;
 
 /// What somebody may ask of this node. What is absent says nothing at this level.
@@ -26,6 +27,8 @@ pub struct Permission {
     pub concurrency: Option<u32>,
     /// New tasks a minute.
     pub rate_per_min: Option<u32>,
+    /// The worker's sandbox without which nothing is computed for them.
+    pub sandbox_at_least: Option<SandboxLevel>,
 }
 
 impl Permission {
@@ -45,6 +48,8 @@ impl Permission {
             unit_price_mc: least(self.unit_price_mc, other.unit_price_mc),
             concurrency: least(self.concurrency, other.concurrency),
             rate_per_min: least(self.rate_per_min, other.rate_per_min),
+            // The narrower is the higher one.
+            sandbox_at_least: self.sandbox_at_least.max(other.sandbox_at_least),
         }
     }
 
@@ -58,6 +63,7 @@ impl Permission {
             unit_price_mc: self.unit_price_mc.or(general.unit_price_mc),
             concurrency: self.concurrency.or(general.concurrency),
             rate_per_min: self.rate_per_min.or(general.rate_per_min),
+            sandbox_at_least: self.sandbox_at_least.or(general.sandbox_at_least),
         }
     }
 
@@ -126,6 +132,8 @@ pub struct Permissions {
     pub tier: BTreeMap<String, Permission>,
     /// Exceptions; of two that fit, the narrower counts in each setting.
     pub rules: Vec<Rule>,
+    /// What confines this node's workers.
+    pub sandbox: SandboxLevel,
 }
 
 impl Permissions {
@@ -160,6 +168,25 @@ impl Permissions {
                     ..all.narrowed(&rule.permission)
                 }
             })
+    }
+
+    /// Whether this node's workers are confined as far as `permission` wants it.
+    ///
+    /// # Errors
+    /// `sandbox_required`.
+    pub fn admits_sandbox(&self, permission: &Permission) -> Result<(), Refused> {
+        let here = self.sandbox;
+        match permission.sandbox_at_least.filter(|least| here < *least) {
+            None => Ok(()),
+            Some(least) => Err(Refused::new(
+                "sandbox_required",
+                format!(
+                    "the owner works for this peer in a sandbox of level {} only; here it is {}",
+                    least.as_str(),
+                    here.as_str()
+                ),
+            )),
+        }
     }
 }
 
@@ -239,6 +266,8 @@ pub struct Policy {
     pub peers_max: u32,
     /// Longest that an answer may take to be delivered.
     pub message_ttl_ms: Ms,
+    /// Largest input, and largest result, bytes as JSON. Beyond some 20 kB they travel beside their message.
+    pub payload_bytes_max: u64,
     /// How often a lost worker is replaced for one engagement.
     pub attempts_max: u32,
     /// Pay results that nothing could verify: to own, trusted, stranger.
@@ -313,6 +342,7 @@ mod tests {
         Permissions {
             tier: BTreeMap::from([("trusted".to_owned(), permission)]),
             rules: Vec::new(),
+            sandbox: SandboxLevel::None,
         }
     }
 
@@ -407,6 +437,35 @@ mod tests {
         all.rules.push(rule("p", "", "", forbid));
         assert!(all.of(&peer("p", Tier::Own, "worker"), "a").admits("a"));
         assert!(!all.of(&peer("p", Tier::Trusted, "worker"), "a").admits("a"));
+    }
+
+    #[test]
+    fn a_peer_is_served_only_in_the_sandbox_that_is_wanted_for_it() {
+        use SandboxLevel::{Full, None, Partial};
+        let wants = |level| Permission {
+            sandbox_at_least: Some(level),
+            ..Permission::default()
+        };
+        let p = peer("p", Tier::Trusted, "worker");
+        let mut all = trusted(wants(Partial));
+        let served = |all: &mut Permissions, here| {
+            all.sandbox = here;
+            let wanted = all.of(&p, "a");
+            all.admits_sandbox(&wanted).map_err(|e| e.code)
+        };
+        let refused = Err("sandbox_required".to_owned());
+        assert_eq!(served(&mut all, None), refused);
+        assert_eq!(served(&mut all, Partial), Ok(()));
+        // A rule counts instead of the tier, and the stricter of two.
+        all.rules.push(rule("p", "", "", wants(None)));
+        assert_eq!(served(&mut all, None), Ok(()));
+        all.rules.push(rule("", "a", "", wants(Full)));
+        assert_eq!(served(&mut all, Partial), refused);
+        assert_eq!(served(&mut all, Full), Ok(()));
+        // Who wants nothing gets work anywhere, and so do the owner's own nodes.
+        let own = all.of(&peer("p", Tier::Own, "worker"), "a");
+        all.sandbox = None;
+        assert!(all.admits_sandbox(&own).is_ok());
     }
 
     #[test]

@@ -157,14 +157,12 @@ impl Node {
         let Some(job) = self.jobs.get_mut(task) else {
             return;
         };
-        if !job.state.is_final() {
-            // Nobody asked it to stop: it is a failure, and nothing is owed.
-            self.award_gone(
-                now,
-                task,
-                no,
-                Reason::new("stopped", "the executor stopped by itself"),
-            );
+        let withdrawn =
+            (job.awards.iter()).any(|a| a.no == no && a.state == AwardState::Superseded);
+        if withdrawn || !job.state.is_final() {
+            // Nobody asked it to stop, or the award was withdrawn before: nothing is owed.
+            let reason = Reason::new("stopped", "the executor stopped, and nothing is owed");
+            self.award_gone(now, task, no, reason);
             return;
         }
         let most = if job.units == 0 { u32::MAX } else { job.units };

@@ -8,7 +8,7 @@ use super::engagement::Engagement;
 use super::job::{Job, Route};
 use super::ledger::{Account, Transfer};
 use super::peer::{Peer, Tier};
-use crate::wire::binding::BoundKeys;
+use crate::wire::binding::{Binding, BoundKeys};
 use crate::wire::entry::Entry;
 use crate::wire::message::Body;
 use crate::wire::proof::Evidence;
@@ -139,6 +139,21 @@ pub struct Incoming {
     pub keys: Option<BoundKeys>,
 }
 
+/// A peer as its own contact shows it, brought by the owner and not by a message.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Introduction {
+    /// Whom.
+    pub npub: Npub,
+    /// Its name.
+    pub lct: String,
+    /// Where it reads.
+    pub relays: Vec<String>,
+    /// Its keys: the binding verified.
+    pub keys: BoundKeys,
+    /// The binding itself.
+    pub binding: Binding,
+}
+
 /// How the owner wants a pause to begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -244,6 +259,10 @@ pub enum Input {
         /// Task id.
         task: TaskId,
     },
+    /// The owner has joined or left a pool: these are all of them now.
+    Pools(Vec<String>),
+    /// The owner has a peer's contact.
+    Introduce(Box<Introduction>),
     /// The owner admits a peer, changes its tier or clears a dispute.
     Trust {
         /// Whom.
@@ -286,6 +305,19 @@ pub enum Input {
         award_no: u32,
         /// What was found.
         findings: Findings,
+    },
+    /// A payload of a job of ours moves: its input to the executor, or its result to us.
+    Moving {
+        /// Task id.
+        task: TaskId,
+        /// Award.
+        award_no: u32,
+        /// Bytes that have arrived.
+        done_bytes: u64,
+        /// Bytes in all.
+        bytes: u64,
+        /// Whether it is the result.
+        result: bool,
     },
     /// The evidence of a refusal was recomputed.
     EvidenceChecked {

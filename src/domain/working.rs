@@ -241,6 +241,7 @@ impl Node {
         let result = WorkResult {
             output,
             units: base64::engine::general_purpose::STANDARD.encode(units),
+            detached: None,
             proof,
             entry,
         };

@@ -4,6 +4,72 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::token::Kind;
+
+/// What is wrong with a `legion1…` text. It never quotes the text: an invite is a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// Longer than any such text.
+    #[error("has more than {max} characters, which none has; copy it again")]
+    TooLong {
+        /// The most it may have.
+        max: usize,
+    },
+    /// Not such a text, or fields that do not fit each other.
+    #[error("is no complete `legion1…` text; copy it again, from its first character to its last")]
+    Malformed,
+    /// Another program's text, or a key.
+    #[error("does not begin with `legion1`; copy the right one")]
+    Hrp,
+    /// A character is wrong or missing.
+    #[error("has a wrong checksum: a character is wrong or missing; copy it again")]
+    Checksum,
+    /// Of another version.
+    #[error(
+        "is of version {0}, and this legion reads version 1; use the same version on both machines"
+    )]
+    Version(u8),
+    /// An invite where a contact is wanted, or the reverse.
+    #[error(
+        "is a `legion1…` text of the other kind; `legion pool join` takes invites and `legion peers trust` contacts"
+    )]
+    Kind,
+    /// Not signed by who it says made it.
+    #[error(
+        "is not signed by the node that it names; ask for another one, by a way that you trust"
+    )]
+    Signature,
+    /// Its time is over.
+    #[error("expired at {at_s} (Unix seconds); ask for a new one")]
+    Expired {
+        /// When it ended.
+        at_s: u64,
+    },
+}
+
+impl Fault {
+    fn code(self, kind: Kind) -> &'static str {
+        match (kind, self) {
+            (Kind::Invite, Self::TooLong { .. }) => "invite_too_long",
+            (Kind::Invite, Self::Malformed) => "invite_malformed",
+            (Kind::Invite, Self::Hrp) => "invite_hrp",
+            (Kind::Invite, Self::Checksum) => "invite_checksum",
+            (Kind::Invite, Self::Version(_)) => "invite_version",
+            (Kind::Invite, Self::Kind) => "invite_kind",
+            (Kind::Invite, Self::Signature) => "invite_signature",
+            (Kind::Invite, Self::Expired { .. }) => "invite_expired",
+            (Kind::Contact, Self::TooLong { .. }) => "contact_too_long",
+            (Kind::Contact, Self::Malformed) => "contact_malformed",
+            (Kind::Contact, Self::Hrp) => "contact_hrp",
+            (Kind::Contact, Self::Checksum) => "contact_checksum",
+            (Kind::Contact, Self::Version(_)) => "contact_version",
+            (Kind::Contact, Self::Kind) => "contact_kind",
+            (Kind::Contact, Self::Signature) => "contact_signature",
+            (Kind::Contact, Self::Expired { .. }) => "contact_expired",
+        }
+    }
+}
+
 /// A failure in the identity room.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
@@ -97,6 +163,60 @@ pub enum IdentityError {
     /// A peer's key is not a point on the curve, or an event could not be built.
     #[error("the message could not be sealed: {0}; check the recipient's key")]
     SealingFailed(&'static str),
+    /// A `legion1…` text that is not what it should be.
+    #[error("the {} {fault}", kind.word())]
+    TokenInvalid {
+        /// What it was meant to be.
+        kind: Kind,
+        /// What is wrong.
+        fault: Fault,
+    },
+    /// A pool of this name is joined already, with another secret.
+    #[error(
+        "this node already has another pool named {0}; leave that one first, or have the other created under another name"
+    )]
+    PoolNameTaken(String),
+    /// Not a name for a pool.
+    #[error(
+        "a pool's name has 1 to 64 bytes, not only spaces, and no control characters; choose another name"
+    )]
+    PoolNameInvalid,
+    /// No private pool of this name.
+    #[error("this node is in no private pool named {0}; `legion pool list` shows those it is in")]
+    PoolUnknown(String),
+    /// The invite is for an epoch before the known one.
+    #[error(
+        "the pool {name} was rotated since: the invite is for epoch {offered}, this node is at epoch {known}; ask for a new invite"
+    )]
+    InviteSuperseded {
+        /// The pool.
+        name: String,
+        /// The invite's epoch.
+        offered: u32,
+        /// Ours.
+        known: u32,
+    },
+    /// Two secrets under one epoch.
+    #[error(
+        "the pool {name} was rotated twice at once: there are two secrets of epoch {epoch}; let one member rotate it again and invite the others"
+    )]
+    PoolEpochTaken {
+        /// The pool.
+        name: String,
+        /// The epoch.
+        epoch: u32,
+    },
+    /// As many private pools as a node may be in.
+    #[error("this node is in {0} private pools, which is the limit; leave one first")]
+    PoolsTooMany(usize),
+    /// The file with the pools' secrets is not ours, or it was altered.
+    #[error("{} cannot be used: {reason}; restore it from a backup, or move it away and join the pools again", path.display())]
+    PoolFileInvalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A NIP-44 payload is not for this key, was altered, or is of another version.
     #[error(
         "the payload cannot be decrypted: it is for another key, of another version, or was altered"
@@ -124,6 +244,14 @@ impl IdentityError {
             Self::ExpirationInvalid => "expiration_invalid",
             Self::PowTooCostly { .. } => "pow_too_costly",
             Self::SealingFailed(_) => "sealing_failed",
+            Self::TokenInvalid { kind, fault } => fault.code(*kind),
+            Self::PoolNameTaken(_) => "pool_name_taken",
+            Self::PoolNameInvalid => "pool_name_invalid",
+            Self::PoolUnknown(_) => "pool_unknown",
+            Self::InviteSuperseded { .. } => "invite_superseded",
+            Self::PoolEpochTaken { .. } => "pool_epoch_taken",
+            Self::PoolsTooMany(_) => "pools_too_many",
+            Self::PoolFileInvalid { .. } => "pool_file_invalid",
             Self::Undecryptable => "undecryptable",
         }
     }

@@ -360,7 +360,7 @@ fn read_key_file(dir: &Path) -> Result<(PathBuf, KeyFile), IdentityError> {
     Ok((path, file))
 }
 
-fn refuse_mode(path: &Path, mode: u32, forbidden: u32) -> Result<(), IdentityError> {
+pub(super) fn refuse_mode(path: &Path, mode: u32, forbidden: u32) -> Result<(), IdentityError> {
     if mode & forbidden != 0 {
         return Err(IdentityError::KeyPermissions {
             path: path.to_path_buf(),
@@ -402,7 +402,7 @@ fn make_private_dir(dir: &Path) -> Result<(), IdentityError> {
 }
 
 /// Writes a file so that a crash leaves the old one or the new one: temporary file, fsync, rename, fsync of the directory.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
     let dir = path
         .parent()
         .filter(|dir| !dir.as_os_str().is_empty())

@@ -23,6 +23,7 @@ const PROOF_LABEL: &[u8] = b"ed25519/proof";
 const LIBP2P_LABEL: &[u8] = b"ed25519/libp2p";
 const SEAL_LABEL: &[u8] = b"x25519/seal";
 const REPLY_LABEL: &[u8] = b"nostr/reply";
+const POOLS_LABEL: &[u8] = b"chacha20poly1305/pools";
 
 /// The secret keys of a node. Not `Clone`, not `Serialize`; `Debug` shows the name and the npub only.
 pub struct Identity {
@@ -31,6 +32,7 @@ pub struct Identity {
     libp2p: libp2p_identity::Keypair,
     seal: StaticSecret,
     reply_root: Zeroizing<[u8; 32]>,
+    pools_key: Zeroizing<[u8; 32]>,
     public: PublicIdentity,
 }
 
@@ -108,6 +110,8 @@ impl Identity {
         let seal = StaticSecret::from(*expand(&root, SEAL_LABEL, &epoch.to_be_bytes())?);
         // Without the epoch: a job that is under way must find its reply key after a rotation.
         let reply_root = expand(&root, REPLY_LABEL, &[])?;
+        // Without it too: the file with the pools' secrets outlives a rotation.
+        let pools_key = expand(&root, POOLS_LABEL, &[])?;
         let public = PublicIdentity {
             npub: npub(&nostr.public_key())?,
             nostr: nostr.public_key().to_hex(),
@@ -124,6 +128,7 @@ impl Identity {
             libp2p,
             seal,
             reply_root,
+            pools_key,
             public,
         })
     }
@@ -166,6 +171,11 @@ impl Identity {
         let root = Hkdf::<Sha256>::from_prk(self.reply_root.as_slice())
             .map_err(|_| IdentityError::DerivationFailed("the reply root is too short"))?;
         nostr_keys(&root, b"task", task_id.as_bytes())
+    }
+
+    /// What the file with the pools' secrets is encrypted with: who has the words can open it, nobody else.
+    pub(crate) fn pools_key(&self) -> &[u8; 32] {
+        &self.pools_key
     }
 
     pub(crate) fn set_binding(&mut self, binding: Option<serde_json::Value>) {

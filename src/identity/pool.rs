@@ -4,7 +4,7 @@
 use std::fmt;
 
 use hkdf::Hkdf;
-use nostr::Keys;
+use nostr::{Keys, PublicKey};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
@@ -13,6 +13,7 @@ use super::keys::nostr_keys;
 
 const OPEN_SALT: &[u8] = b"legion/v1/open-pool";
 const DAY_SALT: &[u8] = b"legion/v1/pool";
+const MEMBER_SALT: &[u8] = b"legion/v1/pool-member";
 const SECONDS_PER_DAY: u64 = 86_400;
 
 /// The 32 bytes that make somebody a member of a pool. `Debug` does not show them.
@@ -46,6 +47,16 @@ impl PoolSecret {
         &self.0
     }
 
+    /// What only a member can write into a message by `author`, 16 bytes in hex. A pool's keys of the day stand on relays as the
+    /// recipient of every wrap, so anybody can close a message for them: that it came through is no sign of membership, this is.
+    pub fn member_tag(&self, author: &PublicKey) -> Result<String, IdentityError> {
+        let mut tag = [0u8; 16];
+        Hkdf::<Sha256>::new(Some(MEMBER_SALT), self.0.as_slice())
+            .expand(author.as_bytes(), &mut tag)
+            .map_err(|_| IdentityError::DerivationFailed("HKDF"))?;
+        Ok(hex::encode(tag))
+    }
+
     /// The pool's Nostr keys on a UTC day, counted from 1970-01-01.
     pub fn day_keys(&self, utc_day: u32) -> Result<Keys, IdentityError> {
         let root = Hkdf::<Sha256>::new(Some(DAY_SALT), self.0.as_slice());
@@ -57,6 +68,11 @@ impl fmt::Debug for PoolSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PoolSecret(..)")
     }
+}
+
+/// Whether a pool may have this name: 1 to 64 bytes, not only spaces, no control characters.
+pub fn is_pool_name(name: &str) -> bool {
+    !name.trim().is_empty() && name.len() <= 64 && !name.contains(char::is_control)
 }
 
 /// The UTC day of a Unix time in seconds.
@@ -93,6 +109,19 @@ mod tests {
         assert_eq!(utc_day(86_399), 0);
         assert_eq!(utc_day(86_400), 1);
         assert_eq!(utc_day(u64::MAX), u32::MAX);
+    }
+
+    #[test]
+    fn a_member_s_tag_needs_the_secret_and_fits_one_author() {
+        let (pool, other) = (
+            PoolSecret::from_bytes([1; 32]),
+            PoolSecret::from_bytes([2; 32]),
+        );
+        let [a, b] = [3u8, 4].map(|byte| PublicKey::from_byte_array([byte; 32]));
+        let tag = pool.member_tag(&a).unwrap();
+        assert_eq!((tag.len(), &tag), (32, &pool.member_tag(&a).unwrap()));
+        assert_ne!(tag, pool.member_tag(&b).unwrap());
+        assert_ne!(tag, other.member_tag(&a).unwrap());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use super::LaborError;
 use super::checkpoint::{self, JobKey};
 use super::frames::{self, Bytes, PROTOCOL_VERSION, ToNode, ToWorker, Units, WorkerSkill};
 use super::models::Models;
+use super::sandbox::{Sandbox, SandboxReport};
 use super::skills::cores::{CorePools, numeric_profile};
 use super::skills::embedding::Shelf;
 use super::skills::{self, Skill, SkillError, UnitRunner};
@@ -20,14 +22,32 @@ use super::skills::{self, Skill, SkillError, UnitRunner};
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
 pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
-    let (threads, shelf) = match parse_args(&args) {
-        Ok(parsed) => parsed,
+    let mut start = match Start::parse(&args) {
+        Ok(start) => start,
         Err(message) => {
             eprintln!("{message}");
             return ExitCode::from(2);
         }
     };
-    match run(threads, shelf, std::io::stdout()) {
+    start.show_models();
+    let shelf = match &start.models {
+        Some(folder) => Shelf::of(Models::at(folder)),
+        None => Shelf::empty(),
+    };
+    // Before anything that comes from the node is read, and while there is one thread.
+    let report = start.sandbox.enter(start.threads);
+    if report.level < start.sandbox.at_least {
+        let (level, missing) = (report.level.as_str(), report.missing.join(", "));
+        eprintln!("the sandbox here is {level}, less than the node counts on; missing: {missing}");
+        return ExitCode::FAILURE;
+    }
+    let ended = match start.then {
+        Then::Work => run(start.threads, shelf, std::io::stdout()),
+        Then::Report => say_report(&report),
+        #[cfg(all(target_os = "linux", any(feature = "crash-points", debug_assertions)))]
+        Then::Probe => super::sandbox::probe::run().map_err(LaborError::Pipe),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -36,28 +56,76 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-fn parse_args(args: &[OsString]) -> Result<(u32, Shelf), String> {
-    let (mut threads, mut shelf) = (1, Shelf::empty());
-    let mut words = args.iter();
-    while let Some(word) = words.next() {
-        match (word.to_str(), words.next()) {
-            (Some("--threads"), Some(number)) => {
-                threads = number
-                    .to_str()
-                    .and_then(|number| number.parse().ok())
-                    .filter(|threads| (1..=4096).contains(threads))
-                    .ok_or_else(|| "--threads takes a number from 1 to 4096".to_owned())?;
-            }
-            (Some("--models"), Some(folder)) => shelf = Shelf::of(Models::at(folder)),
-            _ => {
-                return Err(
-                    "usage: worker [--models DIR] [--threads N]; this command is started by the node"
-                        .to_owned(),
-                );
+/// What a worker is told on its command line.
+struct Start {
+    threads: u32,
+    /// The folder of the register of models.
+    models: Option<PathBuf>,
+    sandbox: Sandbox,
+    then: Then,
+}
+
+/// What it does in its sandbox.
+#[derive(Clone, Copy)]
+enum Then {
+    Work,
+    /// Say what the sandbox is, and exit.
+    Report,
+    /// What a test tells it.
+    #[cfg(all(target_os = "linux", any(feature = "crash-points", debug_assertions)))]
+    Probe,
+}
+
+impl Start {
+    fn parse(args: &[OsString]) -> Result<Self, String> {
+        let mut start = Self {
+            threads: 1,
+            models: None,
+            sandbox: Sandbox::default(),
+            then: Then::Work,
+        };
+        let mut words = args.iter();
+        while let Some(word) = words.next() {
+            let usage = "usage: worker [--sandbox off|none|partial|full] [--allow-read PATH] [--allow-exec PATH] \
+                [--allow-device PATH] [--memory-bytes N] [--models DIR] [--threads N]; this command is started by the node";
+            let (Some(flag), Some(value)) = (word.to_str(), words.next()) else {
+                return Err(usage.to_owned());
+            };
+            match flag {
+                "--threads" => {
+                    start.threads = value
+                        .to_str()
+                        .and_then(|number| number.parse().ok())
+                        .filter(|threads| (1..=4096).contains(threads))
+                        .ok_or_else(|| "--threads takes a number from 1 to 4096".to_owned())?;
+                }
+                "--models" => start.models = Some(value.into()),
+                "--then" if value == "report" => start.then = Then::Report,
+                #[cfg(all(target_os = "linux", any(feature = "crash-points", debug_assertions)))]
+                "--then" if value == "probe" => start.then = Then::Probe,
+                flag if start.sandbox.take(flag, value)? => {}
+                _ => return Err(usage.to_owned()),
             }
         }
+        Ok(start)
     }
-    Ok((threads, shelf))
+
+    /// What the skills read: the register of models, and the files that it names now. One that is added later is out of reach
+    /// until the next worker.
+    fn show_models(&mut self) {
+        let Some(folder) = &self.models else { return };
+        let models = Models::at(folder).list().unwrap_or_default();
+        let files = models
+            .iter()
+            .flat_map(|model| model.files.iter().map(|file| model.dir.join(&file.name)));
+        self.sandbox.read.extend(files);
+        self.sandbox.read.push(folder.clone());
+    }
+}
+
+fn say_report(report: &SandboxReport) -> Result<(), LaborError> {
+    let line = serde_json::to_string(report).map_err(std::io::Error::from)?;
+    Ok(writeln!(std::io::stdout(), "{line}")?)
 }
 
 /// One thread reads, this one works: it sees a stop between any two units.

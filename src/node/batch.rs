@@ -5,6 +5,8 @@ use std::collections::HashSet;
 use tokio::sync::oneshot;
 
 use super::order::{Answer, Mail};
+use super::transfer::detach::Parted;
+use super::transfer::rows::{Key, Move};
 use crate::domain::step::{Addressee, Change, Effect, Refused, Row, Send, Step};
 use crate::wire::verify::Inbox;
 
@@ -29,6 +31,12 @@ pub(super) struct Batch {
     pub(super) swept: Vec<(Inbox, [u8; 32])>,
     pub(super) answers: Vec<(oneshot::Sender<Said>, Said)>,
     pub(super) again: Vec<Mail>,
+    /// Payloads parted from their messages.
+    pub(super) parted: Vec<Parted>,
+    /// Messages that wait for their payloads.
+    pub(super) held: Vec<Move>,
+    /// Transfers that end with this batch.
+    pub(super) arrived: Vec<Key>,
     /// Journal kinds, for crash points.
     pub(super) kinds: Vec<String>,
 }
@@ -48,7 +56,10 @@ impl Batch {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.changes.is_empty() && self.seen.is_empty()
+        self.changes.is_empty()
+            && self.seen.is_empty()
+            && self.held.is_empty()
+            && self.arrived.is_empty()
     }
 }
 

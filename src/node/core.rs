@@ -14,6 +14,8 @@ use super::delivery::Tell;
 use super::order::{Answer, Arrival, Mail, Order, Outlets};
 use super::rows::{self, Parcel};
 use super::sealer::{Early, Sealer};
+use super::transfer::Quota;
+use super::transfer::detach;
 use super::{Mailbox, clock, crash};
 use crate::domain::Node;
 use crate::domain::policy::Policy;
@@ -60,6 +62,7 @@ pub struct Core {
     pub(super) announced: BTreeMap<(String, u32), u64>,
     pub(super) prune_at: Instant,
     pub(super) limits: Limits,
+    pub(super) quota: Quota,
     pub(super) watch: clock::JumpWatch,
 }
 
@@ -70,7 +73,7 @@ impl Core {
         policy: Policy,
         store: Arc<Store>,
         outlets: Outlets,
-        limits: Limits,
+        (limits, quota): (Limits, Quota),
         clock_jump: Duration,
         sealer: Arc<Sealer>,
     ) -> Result<Self, StoreError> {
@@ -92,6 +95,7 @@ impl Core {
             announced: BTreeMap::new(),
             prune_at: Instant::now() + Duration::from_secs(60),
             limits,
+            quota,
             watch: clock::JumpWatch::new(clock_jump),
         })
     }
@@ -225,6 +229,14 @@ impl Core {
                 batch.gather(step);
             }
             Mail::Arrival(arrival) => self.arrive(now, *arrival, batch)?,
+            Mail::Whole(key, incoming) => {
+                batch.arrived.push(key.clone());
+                let input = Input::Message(incoming.clone());
+                self.recall(&input)?;
+                let step = self.step(now, input);
+                batch.gather(step);
+                batch.again.push(Mail::Whole(key, incoming));
+            }
             Mail::Delivered(rows) => {
                 self.delivered.extend(rows);
                 self.delivered_due
@@ -266,7 +278,11 @@ impl Core {
             self.count(code);
         }
         for incoming in &arrival.messages {
-            let input = Input::Message(Box::new(incoming.clone()));
+            let mut incoming = incoming.clone();
+            if self.hold_back(now, &mut incoming, batch)? {
+                continue;
+            }
+            let input = Input::Message(Box::new(incoming));
             self.recall(&input)?;
             let step = self.step(now, input);
             batch.gather(step);
@@ -275,7 +291,7 @@ impl Core {
         Ok(())
     }
 
-    fn recall(&mut self, input: &Input) -> Result<(), StoreError> {
+    pub(super) fn recall(&mut self, input: &Input) -> Result<(), StoreError> {
         let names = matches!(
             input,
             Input::Ask(_) | Input::Cancel { .. } | Input::Message(_)
@@ -339,6 +355,7 @@ impl Core {
             if touch {
                 rows::set_read_until_s(txn, read_until_s)?;
             }
+            detach::keep(txn, batch)?;
             parcels
                 .into_iter()
                 .zip(early)
@@ -359,8 +376,13 @@ impl Core {
     fn pack(&mut self, now: u64, batch: &mut Batch) -> Vec<Parcel> {
         let mut open: BTreeMap<Addressee, (usize, Parcel)> = BTreeMap::new();
         let mut full = Vec::new();
-        for send in std::mem::take(&mut batch.sends) {
-            let bytes = serde_json::to_vec(&send.body).map_or(PARCEL_BYTES, |b| b.len()) + 300;
+        for mut send in std::mem::take(&mut batch.sends) {
+            let mut json = serde_json::to_vec(&send.body).unwrap_or_default();
+            if let Some(parted) = detach::detach(&mut send, &json) {
+                batch.parted.push(parted);
+                json = serde_json::to_vec(&send.body).unwrap_or_default();
+            }
+            let bytes = json.len() + 300;
             let to = send.to.clone();
             if let Some((used, _)) = open.get(&to)
                 && used + bytes > PARCEL_BYTES
@@ -407,7 +429,8 @@ impl Core {
         full
     }
 
-    fn let_out(&mut self, batch: Batch, parcels: Vec<Numbered>) {
+    fn let_out(&mut self, mut batch: Batch, parcels: Vec<Numbered>) {
+        detach::tell(&self.outlets.transfers, &mut batch);
         if !batch.swept.is_empty() {
             let _ = self.outlets.presence.send(Order::Sweep(batch.swept));
         }
@@ -527,6 +550,8 @@ impl Core {
         if self.failures >= FAILURES_MAX {
             return Err(error);
         }
+        // Joined and left since the start: the settings do not know it.
+        self.policy.pools.clone_from(&self.node.policy().pools);
         if let Err(error) = self
             .store
             .reopen()

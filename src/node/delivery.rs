@@ -239,6 +239,9 @@ impl Deliverer {
                 None => continue,
             };
             let mut to = self.relays.clone();
+            to.extend(sealed.relays.iter().cloned());
+            to.sort();
+            to.dedup();
             if let Some(seq) = seq {
                 let Some(row) = self.rows.get_mut(&seq) else {
                     continue;
@@ -255,17 +258,36 @@ impl Deliverer {
                 (row.rumor, row.recipient) = (Some(sealed.rumor), Some(sealed.recipient));
                 row.event = Some(sealed.event.clone());
                 to = row.roads(&self.relays);
+            } else {
+                // What is tried once goes where its reader reads, too.
+                let theirs = sealed.named.iter().filter(|r| r.starts_with("wss://"));
+                to.extend(theirs.map(|relay| relay.trim_end_matches('/').to_owned()));
+                to.sort();
+                to.dedup();
             }
             self.meet(&to);
-            send(&self.carrier, &sealed.event, &to).await;
+            send(&self.carrier, &sealed.event, &to, &self.relays).await;
         }
         crash::point("published", &[]);
     }
 
-    /// A relay that is not ours is one where a recipient said it reads: it is connected to while there is something for it.
+    /// A relay that is not ours is one where a recipient said it reads: it is connected to while there is something for it. One
+    /// where a private pool meets came with an invite that our owner took: it may be anywhere, and stays until the pool is left.
     fn meet(&mut self, relays: &[String]) {
-        for relay in relays.iter().filter(|r| !self.relays.contains(r)) {
-            match self.carrier.add_foreign_relay(relay) {
+        let mut others = relays
+            .iter()
+            .filter(|r| !self.relays.contains(r))
+            .peekable();
+        if others.peek().is_none() {
+            return;
+        }
+        let pools = self.sealer.pools.relays();
+        for relay in others {
+            let met = match pools.contains(relay) {
+                true => self.carrier.add_relay(relay),
+                false => self.carrier.add_foreign_relay(relay),
+            };
+            match met {
                 Ok(()) => {
                     self.foreign.insert(relay.clone(), Instant::now());
                 }
@@ -288,7 +310,8 @@ impl Deliverer {
         if idle.is_empty() {
             return;
         }
-        let wanted: BTreeSet<String> = self.rows.values().flat_map(|row| row.roads(&[])).collect();
+        let mut wanted = self.sealer.pools.relays();
+        wanted.extend(self.rows.values().flat_map(|row| row.roads(&[])));
         for relay in idle {
             if wanted.contains(&relay) {
                 self.foreign.insert(relay, now);
@@ -396,7 +419,7 @@ impl Deliverer {
             }
         }
         for event in again {
-            send(&self.carrier, &event, &[relay.to_string()]).await;
+            send(&self.carrier, &event, &[relay.to_string()], &self.relays).await;
         }
         self.seal(anew);
     }
@@ -440,7 +463,7 @@ impl Deliverer {
         }
         for (event, to) in again {
             self.meet(&to);
-            send(&self.carrier, &event, &to).await;
+            send(&self.carrier, &event, &to, &self.relays).await;
         }
         self.part(now);
         self.seal(anew);
@@ -462,9 +485,16 @@ impl Row {
     }
 }
 
-/// Hands an event to these relays; their answers come as [`Tell::Published`].
-async fn send(carrier: &Handle, event: &Outgoing, relays: &[String]) {
-    if let Err(error) = carrier.publish(event, relays).await {
+/// Hands an event to these relays; their answers come as [`Tell::Published`]. One that is not our `own` is not waited for: whoever
+/// named it may have it read nothing, on purpose, and every other message would wait with it. The row is tried again later.
+async fn send(carrier: &Handle, event: &Outgoing, relays: &[String], own: &[String]) {
+    let (own, foreign): (Vec<_>, Vec<_>) = relays.iter().cloned().partition(|r| own.contains(r));
+    for relay in &foreign {
+        if let Err(error) = carrier.try_publish(event, relay) {
+            tracing::debug!(relay, code = error.code(), "a message waits: {error}");
+        }
+    }
+    if let Err(error) = carrier.publish(event, &own).await {
         tracing::warn!(code = error.code(), "a message waits: {error}");
     }
 }
@@ -491,4 +521,54 @@ fn redate(parcel: &mut Parcel) -> bool {
         parcel.created_s = now_s;
     }
     ahead
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use crate::carrier::{CarrierConfig, CarrierEvent, RelayCarrier, RelayState};
+    use nostr::{EventBuilder, Keys, Kind};
+    use tokio::net::TcpListener;
+
+    /// Only so that a test that would hang fails.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// A relay that a stranger named takes the connection and then reads nothing: messages to others go out all the same.
+    #[tokio::test]
+    async fn a_relay_of_others_that_reads_nothing_holds_nobody_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mute = format!("ws://{}", listener.local_addr().unwrap());
+        let relay = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio_tungstenite::accept_async(stream).await.unwrap()
+        });
+        let config = CarrierConfig {
+            publish_queue_events: 1,
+            max_in_flight_events: 1,
+            ok_timeout_ms: 3_600_000,
+            ..CarrierConfig::default()
+        };
+        let (carrier, mut events) = RelayCarrier::start(config, vec![mute.clone()]).unwrap();
+        let _never_read = relay.await.unwrap();
+        while !matches!(
+            events.recv().await.unwrap(),
+            CarrierEvent::Relay {
+                state: RelayState::Connected,
+                ..
+            }
+        ) {}
+        let all = async {
+            for n in 0..10 {
+                let event = EventBuilder::new(Kind::GiftWrap, n.to_string())
+                    .sign_with_keys(&Keys::generate())
+                    .unwrap();
+                let to = [mute.clone()];
+                send(&carrier, &Outgoing::from_event(&event), &to, &[]).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, all)
+            .await
+            .expect("nobody waits for it");
+    }
 }

@@ -10,7 +10,9 @@ use tokio::sync::{broadcast, oneshot, watch};
 use super::control::{ControlError, ControlHandler, NotifySender, codes};
 use super::delivery::OutboxState;
 use super::order::{Answer, Counters, Mail};
-use super::{Mailbox, clock, inbox, view};
+use super::pools::Pools;
+use super::transfer::TransferState;
+use super::{Mailbox, clock, contact, inbox, view};
 use crate::carrier::Handle;
 use crate::config::Config;
 use crate::domain::Node;
@@ -19,7 +21,7 @@ use crate::domain::ledger::AMOUNT_MAX_MC;
 use crate::domain::peer::Tier;
 use crate::domain::step::{Ask, Input, PauseMode, Refused};
 use crate::identity::{Identity, npub, parse_npub};
-use crate::labor::skills;
+use crate::labor::{SandboxReport, skills};
 use crate::store::{Store, StoreError};
 use crate::wire::canonical;
 
@@ -39,14 +41,20 @@ pub struct Handlers {
     pub config: Config,
     /// Our keys, for proofs.
     pub identity: Arc<Identity>,
+    /// The pools joined.
+    pub pools: Arc<Pools>,
     /// The carrier, for its status.
     pub carrier: Handle,
     /// Counters of the loop.
     pub counters: Arc<Mutex<Counters>>,
     /// The outbox.
     pub outbox: Arc<Mutex<OutboxState>>,
+    /// Payloads on their way.
+    pub transfers: Arc<Mutex<TransferState>>,
     /// Numeric profile of the worker, once known.
     pub profile: Arc<Mutex<Option<String>>>,
+    /// What confines the workers; none if this node has no workers.
+    pub sandbox: Option<SandboxReport>,
     /// Cores for the workers.
     pub cores: watch::Sender<u32>,
     /// Ends the node.
@@ -75,6 +83,7 @@ struct IdParams {
 
 #[derive(Deserialize)]
 struct TrustParams {
+    /// An npub, a key in hex, or a contact.
     npub: String,
     tier: Tier,
     limit_mc: Option<u64>,
@@ -141,14 +150,26 @@ impl ControlHandler for Handlers {
             }
             "peers/trust" => {
                 let params: TrustParams = parse(params)?;
-                let npub = key_of(&params.npub)?;
+                let known = contact::read(&params.npub, clock::now_ms() / 1000)
+                    .map_err(|e| ControlError::told(e.code(), &e))?;
+                let npub = match &known {
+                    Some(known) => known.npub.clone(),
+                    None => key_of(&params.npub)?,
+                };
                 if npub == self.identity.public().nostr {
                     let message = "this is the node's own npub";
                     return Err(ControlError::new("peer_is_self", message));
                 }
+                if params.limit_mc.is_some() && params.tier != Tier::Trusted {
+                    let message = "only a trusted peer has a limit of its own";
+                    return Err(ControlError::new("limit_unused", message));
+                }
                 if params.limit_mc.is_some_and(|limit| limit > AMOUNT_MAX_MC) {
                     let message = format!("a credit limit is at most {AMOUNT_MAX_MC} mc");
                     return Err(ControlError::new("amount_range", message));
+                }
+                if let Some(known) = known {
+                    self.command(Input::Introduce(Box::new(known))).await?;
                 }
                 self.command(Input::Trust {
                     npub,
@@ -177,8 +198,13 @@ impl ControlHandler for Handlers {
                     .await
             }
             "owner/resume" => {
-                self.command(Input::Resume).await?;
-                Ok(json!({"paused": null}))
+                // All of the machine that the settings allow, too.
+                let settings = usual_cores(&self.config);
+                let fewer = self.cores.send_replace(settings) != settings;
+                match self.command(Input::Resume).await {
+                    Err(error) if !(fewer && error.code == "not_paused") => Err(error),
+                    _ => Ok(json!({"paused": null})),
+                }
             }
             "owner/cores" => {
                 let all = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
@@ -212,6 +238,19 @@ impl ControlHandler for Handlers {
                 });
                 let unknown = || ControlError::new("peer_unknown", "no such peer is known here");
                 found.await?.ok_or_else(unknown)
+            }
+            "contact/show" => {
+                let relays = self.look(|node, _| Ok(node.policy().relays.clone()));
+                contact::show(&self.identity, relays.await?, clock::now_ms() / 1000)
+                    .map_err(|e| ControlError::told(e.code(), &e))
+            }
+            "pools/list" | "pools/create" | "pools/join" | "pools/invite" | "pools/rotate"
+            | "pools/leave" => {
+                let (pools, method) = (self.pools.clone(), method.to_owned());
+                // A change is on the disk before it is answered.
+                tokio::task::spawn_blocking(move || pools.call(&method, params))
+                    .await
+                    .map_err(|_| stopping())?
             }
             "proof/export" => self.proof(&parse::<IdParams>(params)?.id).await,
             "journal/read" => self.journal(params).await,
@@ -372,21 +411,25 @@ impl Handlers {
         let relays: serde_json::Map<String, Value> = self.relays();
         let counters = self.counters.lock().map(|c| c.clone()).unwrap_or_default();
         let outbox = self.outbox.lock().map(|o| *o).unwrap_or_default();
+        let moving = self.transfers.lock().map(|t| *t).unwrap_or_default();
         let profile = self.profile.lock().map(|p| p.clone()).unwrap_or_default();
         let public = self.identity.public().clone();
         let (started_ms, cores) = (self.started_ms, *self.cores.borrow());
+        let sandbox = self.sandbox.clone();
         self.look(move |node, store| {
             let count = |stage| node.work().values().filter(|w| w.stage == stage).count();
             use crate::domain::engagement::Stage;
             Ok(json!({
                 "version": env!("CARGO_PKG_VERSION"), "npub": public.npub, "lct": public.lct.to_string(),
                 "up_ms": clock::now_ms().saturating_sub(started_ms), "relays": relays, "pools": node.policy().pools,
-                "skills": node.policy().skills.iter().map(|s| s.id.clone()).collect::<Vec<_>>(), "device": node.policy().device, "profile": profile, "cores": cores,
+                "skills": node.policy().skills.iter().map(|s| s.id.clone()).collect::<Vec<_>>(), "device": node.policy().device, "profile": profile, "cores": cores, "sandbox": sandbox,
                 "tasks": {"open": node.jobs().values().filter(|j| !j.state.is_final()).count(), "settling": node.jobs().values().filter(|j| j.state.is_final()).count()},
                 "work": {"queued": count(Stage::Queued), "running": count(Stage::Running) + count(Stage::Stopping), "hibernating": count(Stage::Hibernating),
                          "awaiting_receipt": count(Stage::Finished), "overdue": count(Stage::Overdue), "disputed": count(Stage::Disputed)},
                 "paused": node.owner().paused, "peers": node.peers().len(), "locks": node.ledger().locks().count(),
-                "outbox": {"waiting": outbox.waiting, "untaken": outbox.untaken}, "dropped": counters.dropped, "commits": counters.commits,
+                "outbox": {"waiting": outbox.waiting, "untaken": outbox.untaken}, "dropped": counters.dropped,
+                "transfers": {"incoming": moving.incoming, "outgoing": moving.outgoing, "done_bytes": moving.done_bytes, "bytes": moving.bytes,
+                              "chunks_sent": moving.chunks_sent, "chunks_resent": moving.chunks_resent, "chunks_new": moving.chunks_new}, "commits": counters.commits,
                 "store_bytes": store.file_bytes()?,
             }))
         })
@@ -505,6 +548,14 @@ fn finished(job: &Job, done: Value) -> Result<Value, ControlError> {
     // A peer's `input_invalid` ends a task; it is not this command's input that is refused.
     error.exit = codes::exit_of_end(&reason.code);
     Err(error.about(done.get("task").cloned().unwrap_or(Value::Null)))
+}
+
+/// Cores for foreign work as configured; all of the machine where nothing is.
+pub fn usual_cores(config: &Config) -> u32 {
+    match u32::try_from(config.labor.cores).unwrap_or(0) {
+        0 => std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
+        n => n,
+    }
 }
 
 fn parse<T: serde::de::DeserializeOwned>(params: Value) -> Result<T, ControlError> {

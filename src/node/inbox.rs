@@ -16,6 +16,8 @@ use tokio::time::Instant;
 
 use super::delivery::Tell;
 use super::order::{Arrival, Mail};
+use super::pools::Pools;
+use super::transfer::{Heard, Tell as TransferTell};
 use super::{Mailbox, clock};
 use crate::carrier::{CarrierEvent, RelayState};
 use crate::domain::step::{Incoming, Input, PlanFacts, Refused};
@@ -23,6 +25,7 @@ use crate::labor;
 use crate::wire::binding::{Binding, BoundKeys};
 use crate::wire::bounds;
 use crate::wire::message::{Body, Message, News};
+use crate::wire::transfer::Transfer;
 use crate::wire::verify::{Inbox, Keyring, Verified, verify_within};
 
 /// Events verified in one go.
@@ -38,6 +41,14 @@ const POOL_DECRYPTS_PER_S: u32 = 500;
 /// Without any relay after this long the node goes on by itself.
 const ALONE_AFTER: Duration = Duration::from_secs(5);
 
+/// The ways to the transfers.
+pub(in crate::node) struct TransferOutlets {
+    /// What is said about them.
+    pub(in crate::node) heard: mpsc::Sender<Heard>,
+    /// What else they must know.
+    pub(in crate::node) tells: mpsc::UnboundedSender<TransferTell>,
+}
+
 /// A stable code under which a refusal is counted.
 pub type Code = &'static str;
 
@@ -48,6 +59,7 @@ pub struct Opener {
     bindings: Mutex<BTreeMap<(String, String), BoundKeys>>,
     /// Per pool: the second, and how many wraps were opened in it.
     opened: Mutex<BTreeMap<String, (u64, u32)>>,
+    pools: Arc<Pools>,
     me: String,
     /// Where this machine's models are registered.
     models: PathBuf,
@@ -55,11 +67,12 @@ pub struct Opener {
 
 impl Opener {
     /// An opener for this ring.
-    pub fn new(keyring: Arc<Keyring>, me: String, models: PathBuf) -> Self {
+    pub fn new(keyring: Arc<Keyring>, pools: Arc<Pools>, me: String, models: PathBuf) -> Self {
         Self {
             keyring,
             bindings: Mutex::default(),
             opened: Mutex::default(),
+            pools,
             me,
             models,
         }
@@ -79,7 +92,9 @@ impl Opener {
         };
         let audience = |to: &str| match &verified.inbox {
             Inbox::Own => to == self.me,
-            Inbox::Pool { name, .. } => to.strip_prefix("pool:") == Some(name),
+            Inbox::Pool { name, epoch, .. } => {
+                self.pools.is_audience(to, name, *epoch, &verified.author)
+            }
             Inbox::Task(task) => self.is_reply_key(to, task),
         };
         let parsed = Message::parse(&verified.content, audience).map_err(|e| e.code())?;
@@ -97,7 +112,7 @@ impl Opener {
             messages: Vec::new(),
             refused: Vec::new(),
         };
-        let mut acked = Vec::new();
+        let (mut acked, mut transfers) = (Vec::new(), Vec::new());
         for message in parsed {
             match message {
                 Err(error) => arrival.refused.push(error.code()),
@@ -105,6 +120,13 @@ impl Opener {
                     body: Body::Ack(ack),
                     ..
                 }) if pool.is_none() => acked.extend(ack.rumors),
+                Ok(Message {
+                    body: body @ Body::Transfer(_),
+                    ..
+                }) => match transfer_of(&verified, body) {
+                    Ok(said) => transfers.push(said),
+                    Err(code) => arrival.refused.push(code),
+                },
                 Ok(message) => match self.admit(&verified, message.body, pool.clone(), now_s) {
                     Ok(incoming) => arrival.messages.push(incoming),
                     Err(code) => arrival.refused.push(code),
@@ -114,6 +136,7 @@ impl Opener {
         Ok(Opened {
             author: verified.author,
             acked,
+            transfers,
             arrival,
         })
     }
@@ -130,11 +153,30 @@ impl Opener {
     fn admit(
         &self,
         verified: &Verified,
-        mut body: Body,
+        body: Body,
         pool: Option<String>,
         now_s: u64,
     ) -> Result<Incoming, Code> {
         belongs(verified, &body)?;
+        self.admit_body(verified.author, body, pool, now_s)
+    }
+
+    /// A message of ours to hear, from `from` (hex), that was verified when it came and has its payload now.
+    ///
+    /// # Errors
+    /// The stable code of the refusal.
+    pub fn admit_whole(&self, from: &str, body: Body, now_s: u64) -> Result<Incoming, Code> {
+        let author = PublicKey::from_hex(from).map_err(|_| "author_invalid")?;
+        self.admit_body(author, body, None, now_s)
+    }
+
+    fn admit_body(
+        &self,
+        author: PublicKey,
+        mut body: Body,
+        pool: Option<String>,
+        now_s: u64,
+    ) -> Result<Incoming, Code> {
         bounds::check(&body, now_s.saturating_mul(1000)).map_err(|e| e.code())?;
         bounds::keep_public_relays(&mut body);
         bounds::cut_texts(&mut body);
@@ -148,17 +190,18 @@ impl Opener {
             return Err("proof_signature");
         }
         let keys = match binding_of(&body) {
-            Some(binding) => Some(self.bound(verified.author, binding, now_s)?),
+            Some(binding) => Some(self.bound(author, binding, now_s)?),
             None => None,
         };
         let plan = match &body {
-            Body::Award(award) | Body::Request(award) => {
+            // Without its input there is nothing to plan yet.
+            Body::Award(award) | Body::Request(award) if award.detached.is_none() => {
                 Some(plan_here(&award.skill, &award.input, &self.models))
             }
             _ => None,
         };
         Ok(Incoming {
-            from: verified.author.to_hex(),
+            from: author.to_hex(),
             body,
             pool,
             plan,
@@ -226,6 +269,19 @@ fn belongs(verified: &Verified, body: &Body) -> Result<(), Code> {
     Ok(())
 }
 
+/// What is said of a transfer, if it may come this way: to our own key, chunks in a stored wrap, the rest in an ephemeral one.
+fn transfer_of(verified: &Verified, body: Body) -> Result<Transfer, Code> {
+    bounds::check(&body, 0).map_err(|e| e.code())?;
+    let Body::Transfer(said) = body else {
+        return Err("transfer_misplaced");
+    };
+    let fits = matches!(*said, Transfer::Chunk(_)) != verified.ephemeral;
+    if verified.inbox != Inbox::Own || !fits {
+        return Err("transfer_misplaced");
+    }
+    Ok(*said)
+}
+
 /// Events by id, with what each brought or why it is refused.
 type Judged = Vec<(EventId, Result<Opened, Code>)>;
 
@@ -235,6 +291,8 @@ pub struct Opened {
     pub author: PublicKey,
     /// Rumors it acknowledges.
     pub acked: Vec<String>,
+    /// What it says of transfers.
+    pub transfers: Vec<Transfer>,
     /// The rest.
     pub arrival: Arrival,
 }
@@ -299,11 +357,12 @@ impl Recent {
 }
 
 /// Reads the carrier until it ends.
-pub async fn run(
+pub(in crate::node) async fn run(
     opener: Arc<Opener>,
     mut events: mpsc::Receiver<CarrierEvent>,
     mailbox: Mailbox,
     delivery: mpsc::UnboundedSender<Tell>,
+    transfers: TransferOutlets,
     generation: Arc<std::sync::atomic::AtomicU64>,
     counters: Arc<Mutex<super::order::Counters>>,
 ) {
@@ -372,10 +431,14 @@ pub async fn run(
                         std::mem::take(&mut chunk),
                         &mailbox,
                         &delivery,
+                        &transfers,
                         &counters,
                         &mut recent,
                     )
                     .await;
+                    if matches!(state, RelayState::CaughtUp { .. }) {
+                        let _ = transfers.tells.send(TransferTell::CaughtUp);
+                    }
                     tell(
                         url,
                         state,
@@ -387,7 +450,16 @@ pub async fn run(
                 }
             }
         }
-        forward(&opener, chunk, &mailbox, &delivery, &counters, &mut recent).await;
+        forward(
+            &opener,
+            chunk,
+            &mailbox,
+            &delivery,
+            &transfers,
+            &counters,
+            &mut recent,
+        )
+        .await;
     }
 }
 
@@ -396,6 +468,7 @@ async fn forward(
     chunk: Vec<Event>,
     mailbox: &Mailbox,
     delivery: &mpsc::UnboundedSender<Tell>,
+    transfers: &TransferOutlets,
     counters: &Arc<Mutex<super::order::Counters>>,
     recent: &mut Recent,
 ) {
@@ -422,9 +495,26 @@ async fn forward(
                         rumors: opened.acked,
                     });
                 }
-                mailbox
-                    .deliver(Mail::Arrival(Box::new(opened.arrival)))
-                    .await;
+                let arrival = opened.arrival;
+                let only = !opened.transfers.is_empty()
+                    && arrival.messages.is_empty()
+                    && arrival.refused.is_empty();
+                for said in opened.transfers {
+                    let kept = arrival
+                        .stored
+                        .then(|| (arrival.inbox.clone(), arrival.wrap));
+                    let heard = Heard {
+                        from: arrival.from.clone(),
+                        // What else came in the wrap is the loop's to keep.
+                        stored: kept.filter(|_| only),
+                        said,
+                    };
+                    // Waits for room: a flood of pieces slows the socket and not the node.
+                    let _ = transfers.heard.send(heard).await;
+                }
+                if !only {
+                    mailbox.deliver(Mail::Arrival(Box::new(arrival))).await;
+                }
             }
             Err(code) => {
                 // A tampered copy must not shadow the real event of the same id.

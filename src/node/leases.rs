@@ -5,11 +5,13 @@
 
 mod checks;
 pub(super) mod desks;
+mod stops;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -48,6 +50,8 @@ pub struct LaborSettings {
     pub checkpoint_every_units: u32,
     /// Folder for the workers' directories.
     pub scratch: PathBuf,
+    /// Where this machine's models are registered.
+    pub models: PathBuf,
 }
 
 enum Job {
@@ -79,6 +83,8 @@ struct Run {
 struct Station {
     handle: SupervisorHandle,
     profile: String,
+    /// When the register of models had last changed as its worker began.
+    register: Option<SystemTime>,
     jobs: HashMap<u64, Job>,
 }
 
@@ -139,6 +145,7 @@ impl Leases {
     }
 
     fn station(&mut self, own: bool, events: &mut Option<Events>) -> Option<&mut Station> {
+        let register = changed_at(&self.settings.models);
         let slot = if own {
             &mut self.own
         } else {
@@ -172,6 +179,7 @@ impl Leases {
                     *slot = Some(Station {
                         handle,
                         profile: String::new(),
+                        register,
                         jobs: HashMap::new(),
                     });
                 }
@@ -277,63 +285,20 @@ impl Leases {
         let number = self.next;
         self.next += 1;
         start.job = number;
+        let register = changed_at(&self.settings.models);
         let Some(station) = self.station(own, events) else {
             return false;
         };
+        // A worker reads the models that were registered when it began: an idle one begins anew.
+        if station.register != register && station.jobs.is_empty() {
+            station.register = register;
+            let _ = station.handle.kill();
+        }
         if station.handle.start(start).is_err() {
             return false;
         }
         station.jobs.insert(number, job);
         true
-    }
-
-    fn soft_stop(&mut self, key: &str, after_checkpoint: bool) {
-        if after_checkpoint {
-            self.stop_after.push(key.to_owned());
-            return;
-        }
-        let deadline_ms = self.settings.soft_stop_ms;
-        let stations = self.foreign.iter_mut().chain(self.own.as_mut());
-        for station in stations {
-            for (number, job) in &mut station.jobs {
-                if let Job::Work { key: k, run, .. } = job
-                    && k == key
-                {
-                    // One that is stopping already only loses its wish to go on.
-                    if !std::mem::take(&mut run.again) {
-                        let _ = station.handle.soft_stop(*number, deadline_ms);
-                    }
-                    return;
-                }
-            }
-        }
-        // It was never started, or has ended in the meantime.
-        self.news(
-            key.to_owned(),
-            LaborNews::Lost {
-                code: "worker_idle".into(),
-            },
-        );
-    }
-
-    /// Foreign work gets another number of cores: what runs stops at the end of its unit and goes on from there.
-    fn set_foreign_threads(&mut self, threads: u32) {
-        if threads == self.foreign_threads {
-            return;
-        }
-        tracing::info!(threads, "foreign work has another number of cores");
-        self.foreign_threads = threads;
-        let deadline_ms = self.settings.soft_stop_ms;
-        let Some(station) = &mut self.foreign else {
-            return;
-        };
-        for (number, job) in &mut station.jobs {
-            if let Job::Work { run, .. } = job
-                && !run.again
-            {
-                run.again = station.handle.soft_stop(*number, deadline_ms).is_ok();
-            }
-        }
     }
 
     /// Work that stopped at the end of a unit: for good, or to go on with another number of cores.
@@ -593,4 +558,11 @@ async fn next(events: &mut Option<Events>) -> Option<WorkerEvent> {
         }
         None => std::future::pending().await,
     }
+}
+
+/// When the register of models last changed.
+fn changed_at(models: &Path) -> Option<SystemTime> {
+    std::fs::metadata(models.join("register.json"))
+        .and_then(|found| found.modified())
+        .ok()
 }

@@ -59,6 +59,9 @@ pub enum Mail {
     Fact(Input),
     /// A verified rumor.
     Arrival(Box<Arrival>),
+    /// A message that waited for its payload, whole, or refused with the reason in place of its plan; and its transfer, which
+    /// ends with the commit that takes the message.
+    Whole(String, Box<Incoming>),
     /// Outbox rows that were acknowledged or have expired.
     Delivered(Vec<u64>),
     /// Look at the state; changes nothing.
@@ -109,6 +112,7 @@ fn message_name(body: &Body) -> &'static str {
         Body::Receipt(_) => "receipt",
         Body::Refusal(_) => "refusal",
         Body::Ack(_) => "ack",
+        Body::Transfer(_) => "transfer",
     }
 }
 
@@ -222,6 +226,8 @@ pub struct Outlets {
     pub labor: mpsc::UnboundedSender<Order>,
     /// To the presence task (ads, inboxes, drains).
     pub presence: mpsc::UnboundedSender<Order>,
+    /// To the transfers.
+    pub(in crate::node) transfers: mpsc::UnboundedSender<super::transfer::Tell>,
     /// Tasks whose view has changed.
     pub changed: broadcast::Sender<String>,
     /// Counters.

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use super::delivery::Tell;
 use super::handlers::is_connected;
 use super::order::{Mail, Order};
+use super::pools::Pools;
 use super::rows::Parcel;
 use super::{Mailbox, clock};
 use crate::carrier::{Handle, InboxSpec, Outgoing};
@@ -21,7 +22,7 @@ use crate::domain::engagement::Stage;
 use crate::domain::policy::Policy;
 use crate::domain::step::{Addressee, Input, Send};
 use crate::identity::Identity;
-use crate::identity::pool::{PoolSecret, utc_day};
+use crate::identity::pool::utc_day;
 use crate::wire::market::{Ad, AdSkill};
 use crate::wire::message::Body;
 use crate::wire::verify::{Inbox, Keyring};
@@ -40,9 +41,7 @@ pub struct Presence {
     /// The carrier.
     pub carrier: Handle,
     /// Pools joined.
-    pub pools: BTreeMap<String, PoolSecret>,
-    /// NIP-13 work that a wrap to a pool must show.
-    pub pool_pow_bits: u8,
+    pub pools: Arc<Pools>,
     /// Settings.
     pub policy: Policy,
     /// Ads are repeated this often.
@@ -65,6 +64,8 @@ impl Presence {
         let mut tasks: BTreeMap<String, u64> = BTreeMap::new();
         let mut sweep = Sweep::default();
         let mut day = 0;
+        let mut joined = self.pools.changes();
+        let mut read: Vec<(String, u32, bool)> = Vec::new();
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut ad_at = tokio::time::Instant::now() + AD_PAUSE;
@@ -82,11 +83,18 @@ impl Presence {
                     Some(Order::Sweep(wraps)) => sweep.add(wraps),
                     Some(_) => {}
                 },
+                Ok(()) = joined.changed() => {
+                    self.subscribe(&tasks);
+                    ad_at = tokio::time::Instant::now();
+                }
                 _ = tick.tick() => {
                     self.forget(sweep.take(&self.identity));
                     let today = utc_day(clock::now_ms() / 1000);
-                    if today != day {
-                        day = today;
+                    let now_read = self.pools.read(clock::now_ms() / 1000);
+                    let now_read = now_read.iter().map(|r| (r.name.clone(), r.epoch, r.closed));
+                    if today != day || !now_read.clone().eq(read.iter().cloned()) {
+                        (day, read) = (today, now_read.collect());
+                        self.pools.prune();
                         self.subscribe(&tasks);
                     }
                     if tokio::time::Instant::now() >= offers_at {
@@ -125,7 +133,8 @@ impl Presence {
         }
     }
 
-    /// Own inbox, the one-time key of every open auction, and each pool's key of yesterday, today and tomorrow.
+    /// Own inbox, the one-time key of every open auction, and each pool's key of yesterday, today and tomorrow; a secret that
+    /// was rotated away is subscribed to for a while longer, and what comes under it counted.
     fn subscribe(&self, tasks: &BTreeMap<String, u64>) {
         let own = self.identity.nostr();
         let now_s = clock::now_ms() / 1000;
@@ -152,9 +161,9 @@ impl Presence {
             self.keyring.insert(keys, Inbox::Task(task.clone()), 0);
         }
         let today = utc_day(now_s);
-        for (name, secret) in &self.pools {
+        for pool in self.pools.read(now_s) {
             for utc_day in [today.saturating_sub(1), today, today + 1] {
-                let Ok(keys) = secret.day_keys(utc_day) else {
+                let Ok(keys) = pool.secret.day_keys(utc_day) else {
                     continue;
                 };
                 held.push(keys.public_key());
@@ -165,14 +174,20 @@ impl Presence {
                     stored: true,
                     ephemeral: true,
                 });
-                self.keyring.insert(
-                    keys,
-                    Inbox::Pool {
-                        name: name.clone(),
-                        utc_day,
-                    },
-                    self.pool_pow_bits,
-                );
+                let inbox = Inbox::Pool {
+                    name: pool.name.clone(),
+                    epoch: pool.epoch,
+                    utc_day,
+                };
+                match pool.closed {
+                    true => self.keyring.insert_closed(keys, inbox),
+                    false => self.keyring.insert(keys, inbox, pool.pow_bits),
+                }
+            }
+        }
+        for relay in self.pools.relays() {
+            if let Err(error) = self.carrier.add_relay(&relay) {
+                tracing::warn!(code = error.code(), "a pool's relay is not used: {error}");
             }
         }
         for (key, _) in self.keyring.inboxes() {
@@ -190,7 +205,7 @@ impl Presence {
             return;
         }
         let (policy, delivery) = (self.policy.clone(), self.delivery.clone());
-        let pools: Vec<String> = self.pools.keys().cloned().collect();
+        let pools = self.pools.names();
         self.mailbox.post(Mail::Query(Box::new(move |node, _| {
             let now = clock::now_ms();
             let queue = node

@@ -13,6 +13,9 @@ use crate::wire::entry::{Act, Entry};
 use crate::wire::message::Body;
 
 const OWNER: &[u8] = b"owner";
+const IDENTITY: &[u8] = b"identity";
+/// Most entries looked at for one mark and length.
+const ORPHANS_MAX: usize = 256;
 const READ_UNTIL: &[u8] = b"inbox_read_until_s";
 
 /// One envelope's worth of messages to one recipient: what an outbox row holds.
@@ -62,6 +65,7 @@ pub fn apply(txn: &mut Txn<'_>, me: &str, now: Ms, change: &Change) -> Result<()
         Change::DropPeer(npub) => txn.delete(Table::Peers, npub.as_bytes()).map(drop),
         Change::DropMark(owner) => {
             txn.checkpoint_drop(owner.as_bytes())?;
+            drop_orphans(txn, owner)?;
             txn.delete(Table::Marks, owner.as_bytes()).map(drop)
         }
         Change::DropWork { owner, key } => {
@@ -78,6 +82,26 @@ pub fn apply(txn: &mut Txn<'_>, me: &str, now: Ms, change: &Change) -> Result<()
             .journal_append(now, kind, task.as_deref(), body)
             .map(drop),
     }
+}
+
+/// What was said of a foreign task that was never taken has no row that pruning would find it by: it goes with the mark. The
+/// keys begin with their owner's length, which an award's number of one to ten digits decides.
+fn drop_orphans(txn: &mut Txn<'_>, mark: &str) -> Result<(), StoreError> {
+    for digits in 1..=10 {
+        let owner = task_key(&format!("{mark}/{}", "0".repeat(digits)));
+        let prefix = owned_key(&owner, &[]);
+        let Some(prefix) = prefix.get(..prefix.len() - digits) else {
+            continue;
+        };
+        let span = Span::prefix(prefix);
+        for key in txn.keys(Table::History, span, ORPHANS_MAX, Order::Ascending)? {
+            let task = key.get(2..2 + owner.len()).unwrap_or_default();
+            if !txn.contains(Table::Tasks, task)? {
+                txn.delete(Table::History, &key)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn put(txn: &mut Txn<'_>, me: &str, row: &Row) -> Result<(), StoreError> {
@@ -310,6 +334,15 @@ pub fn outbox_done(txn: &mut Txn<'_>, seq: u64) -> Result<(), StoreError> {
     txn.delete(Table::Outbox, &seq.to_be_bytes()).map(drop)
 }
 
+/// Whose store this is, an npub: whoever comes first.
+pub fn claim(store: &Store, npub: &str) -> Result<String, StoreError> {
+    if let Some(whose) = store.view()?.get::<String>(Table::Meta, IDENTITY)? {
+        return Ok(whose);
+    }
+    store.write(|txn| txn.put(Table::Meta, IDENTITY, &npub.to_owned()))?;
+    Ok(npub.to_owned())
+}
+
 /// Until when (Unix seconds) the inboxes were read durably.
 pub fn read_until_s(store: &Store) -> Result<u64, StoreError> {
     Ok(store
@@ -321,4 +354,34 @@ pub fn read_until_s(store: &Store) -> Result<u64, StoreError> {
 /// Remembers until when the inboxes were read.
 pub fn set_read_until_s(txn: &mut Txn<'_>, at_s: u64) -> Result<(), StoreError> {
     txn.put(Table::Meta, READ_UNTIL, &at_s)
+}
+
+#[cfg(test)]
+mod tests {
+    //! What was declined leaves nothing behind; what was taken keeps its history.
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::store::StoreOptions;
+
+    #[test]
+    fn the_history_of_a_task_that_was_never_taken_goes_with_its_mark() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().join("store.redb"), StoreOptions::default()).unwrap();
+        let key = |award_no: &str| owned_key(&task_key(&format!("req/task/{award_no}")), b"entry");
+        let other = owned_key(&task_key("req/task2/1"), b"entry");
+        store
+            .write(|txn| {
+                for key in [key("1"), key("2"), key("4294967295"), other.clone()] {
+                    txn.put(Table::History, &key, &0)?;
+                }
+                txn.put(Table::Tasks, &task_key("req/task/2"), &0)?;
+                apply(txn, "me", 0, &Change::DropMark("req/task".to_owned()))
+            })
+            .unwrap();
+        let view = store.view().unwrap();
+        let left = view
+            .keys(Table::History, Span::all(), 10, Order::Ascending)
+            .unwrap();
+        assert_eq!(left, [key("2"), other]);
+    }
 }

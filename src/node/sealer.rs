@@ -1,21 +1,20 @@
 //! Sealing: a parcel of messages is signed, closed and wrapped for its recipient. Elliptic curves only, on any thread; it must
 //! not know relays, nor whether what it closes is durable yet.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use nostr::{EventId, Keys, PublicKey};
+use nostr::{EventId, PublicKey};
 use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use super::pools::{Pools, Reader};
 use super::rows::Parcel;
 use super::{clock, crash};
 use crate::carrier::Outgoing;
 use crate::domain::step::{Addressee, Send};
 use crate::identity::Identity;
 use crate::identity::conversation::Conversations;
-use crate::identity::pool::{PoolSecret, utc_day};
 use crate::wire::envelope::{Delivery, Draft, Envelope};
 use crate::wire::message::{Body, Message, News};
 
@@ -28,10 +27,8 @@ pub struct Sealer {
     pub identity: Arc<Identity>,
     /// NIP-44 keys by pair.
     pub conversations: Arc<Conversations>,
-    /// Secrets of the pools joined.
-    pub pools: BTreeMap<String, PoolSecret>,
-    /// NIP-13 work for wraps to pools, bits.
-    pub pool_pow_bits: u8,
+    /// The pools joined.
+    pub pools: Arc<Pools>,
 }
 
 /// A parcel, ready for any relay.
@@ -41,8 +38,12 @@ pub struct Sealed {
     pub rumor: EventId,
     /// Whose inbox it goes to.
     pub recipient: PublicKey,
+    /// Relays where the recipient said that it reads, beside ours: somebody else named them.
+    pub named: Vec<String>,
     /// The wrap.
     pub event: Outgoing,
+    /// Relays where a private pool meets, besides our own.
+    pub relays: Vec<String>,
 }
 
 /// The answer to [`Sealer::begin`].
@@ -76,11 +77,12 @@ impl Sealer {
     pub fn close(&self, parcel: &Parcel) -> Result<Sealed, String> {
         let first = parcel.sends.first().ok_or("an empty parcel")?;
         let now_s = clock::now_ms() / 1000;
-        let (recipient, pow) = self.recipient(&first.to, now_s)?;
-        let audience = match &first.to {
-            Addressee::Pool(name) => format!("pool:{name}"),
-            Addressee::Peer(_) | Addressee::Reply(_) => recipient.to_hex(),
-        };
+        let Reader {
+            key: recipient,
+            pow_bits,
+            audience,
+            relays,
+        } = self.reader(&first.to, now_s)?;
         let mut objects = Vec::with_capacity(parcel.sends.len());
         for send in &parcel.sends {
             let message = Message {
@@ -110,7 +112,7 @@ impl Sealer {
         } else {
             Delivery::Stored
         };
-        let envelope = Envelope::new(draft, kind, pow).map_err(|e| e.to_string())?;
+        let envelope = Envelope::new(draft, kind, pow_bits).map_err(|e| e.to_string())?;
         let event = envelope
             .close(&self.conversations, self.identity.nostr(), now_s)
             .map_err(|e| e.to_string())?;
@@ -118,20 +120,28 @@ impl Sealer {
         Ok(Sealed {
             rumor: envelope.rumor_id(),
             recipient,
+            named: parcel
+                .sends
+                .iter()
+                .flat_map(|s| s.relays.iter().cloned())
+                .collect(),
             event: Outgoing::from_event(&event),
+            relays,
         })
     }
 
-    fn recipient(&self, to: &Addressee, now_s: u64) -> Result<(PublicKey, u8), String> {
+    fn reader(&self, to: &Addressee, now_s: u64) -> Result<Reader, String> {
         match to {
             Addressee::Peer(key) | Addressee::Reply(key) => {
-                Ok((PublicKey::from_hex(key).map_err(|e| e.to_string())?, 0))
+                let key = PublicKey::from_hex(key).map_err(|e| e.to_string())?;
+                Ok(Reader {
+                    key,
+                    pow_bits: 0,
+                    audience: key.to_hex(),
+                    relays: Vec::new(),
+                })
             }
-            Addressee::Pool(name) => {
-                let secret = self.pools.get(name).ok_or("not a member of the pool")?;
-                let keys: Keys = secret.day_keys(utc_day(now_s)).map_err(|e| e.to_string())?;
-                Ok((keys.public_key(), self.pool_pow_bits))
-            }
+            Addressee::Pool(name) => self.pools.reader(name, now_s),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Start and stop: opens the home's store, joins the rooms, and takes them apart again.
 
-use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,29 +15,36 @@ use super::handlers::Handlers;
 use super::inbox::{self, Opener};
 use super::leases::{LaborSettings, desks};
 use super::order::{Counters, Mail, Outlets};
+use super::pools::Pools;
 use super::presence::Presence;
 use super::sealer::Sealer;
-use super::{Mailbox, clock, rows};
+use super::transfer::{self, Quota, TransferState, Transfers};
+use super::{Mailbox, clock, rows, workers};
 use crate::carrier::{CarrierConfig, CarrierError, RelayCarrier};
-use crate::config::{Config, ConfigError, Home, OnCancel, PermissionRule, TierPermission};
+use crate::config::{
+    Config, ConfigError, Home, OnCancel, PermissionRule, SandboxLevel, TierPermission,
+};
 use crate::domain::policy::{Permission, Permissions, Policy, Rule, SkillFacts};
 use crate::domain::step::Input;
 use crate::identity::conversation::Conversations;
-use crate::identity::pool::PoolSecret;
 use crate::identity::{Identity, IdentityError, parse_npub};
+use crate::labor::sandbox::survey;
 use crate::labor::skills;
 use crate::labor::skills::Skill as _;
-use crate::labor::skills::own::{self, Own};
+use crate::labor::skills::own;
 use crate::store::{Limits, Store, StoreError, StoreOptions};
 use crate::wire::binding::{Binding, BindingError};
 use crate::wire::verify::Keyring;
 
 /// A binding is signed anew at each start and holds this long.
-const BINDING_S: u64 = 90 * 86_400;
+pub(super) const BINDING_S: u64 = 90 * 86_400;
 /// NIP-44 conversation keys kept.
 const CONVERSATIONS: usize = 4_096;
 /// Leases have this long to come to rest at shutdown; together with the rest, an exit takes under 20 s.
 const REST: Duration = Duration::from_secs(10);
+
+/// Words about transfers that may wait for their task; beyond it the sockets are read more slowly.
+const HEARD_DEPTH: usize = 256;
 
 /// What a node needs to run.
 pub struct NodeParts {
@@ -73,6 +80,14 @@ pub enum NodeError {
     /// The binding.
     #[error(transparent)]
     Binding(#[from] BindingError),
+    /// The store belongs to another identity.
+    #[error(
+        "store.redb belongs to {npub} and the keys do not; put the key file and the store of one backup together"
+    )]
+    StoreForeign {
+        /// Whose it is.
+        npub: String,
+    },
     /// The operating system.
     #[error("the system refuses: {0}; check limits and the program's path")]
     System(#[from] std::io::Error),
@@ -88,6 +103,7 @@ impl NodeError {
             Self::Carrier(e) => e.code(),
             Self::Identity(e) => e.code(),
             Self::Binding(e) => e.code(),
+            Self::StoreForeign { .. } => "store_foreign",
             Self::System(_) => "system_refused",
         }
     }
@@ -119,20 +135,51 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         .filter(|r| r.write)
         .map(|r| r.url.clone())
         .collect();
+    let program = std::env::current_exe()?;
+    let mut sandbox = workers::sandbox(&config, &home)?;
+    // Its answer comes while the store opens.
+    let survey = works(&config).then(|| {
+        let (program, sandbox) = (program.clone(), sandbox.clone());
+        let folder = home.root().join("scratch");
+        tokio::spawn(async move { survey(&program, &sandbox, &folder).await })
+    });
     let store = Arc::new(Store::open(home.store_file(), store_options())?);
-    describe_own(&config, &home).await?;
-    let policy = policy(&config, &identity, &read, &home.models_dir())?;
+    let whose = rows::claim(&store, &identity.public().npub)?;
+    if whose != identity.public().npub {
+        return Err(NodeError::StoreForeign { npub: whose });
+    }
+    workers::describe(&config, &home).await?;
+    let confined = match survey {
+        Some(survey) => survey.await.ok(),
+        None => None,
+    };
+    if let Some(report) = confined.as_ref().filter(|r| !r.missing.is_empty()) {
+        let (level, missing) = (report.level.as_str(), report.missing.join(", "));
+        tracing::warn!(level, missing, "the worker's sandbox is not full");
+    }
+    // No worker of this node ever works with less than what its owner is told.
+    sandbox.at_least = confined.as_ref().map_or(SandboxLevel::None, |r| r.level);
+    let models = home.models_dir();
+    let mut policy = policy(&config, &identity, &read, &models, sandbox.at_least)?;
     let server = ControlServer::bind(
         &lock,
         config.limits.control_line_bytes,
         config.limits.control_connections,
     )?;
 
-    let pools = config
-        .pools
-        .iter()
-        .map(|name| Ok((name.clone(), PoolSecret::open(name)?)))
-        .collect::<Result<BTreeMap<_, _>, IdentityError>>()?;
+    let (mails, mailbox_end) = std::sync::mpsc::channel();
+    let mailbox = Mailbox::new(
+        mails,
+        usize::try_from(config.limits.mailbox_depth).unwrap_or(4_096),
+    );
+    let pools = Arc::new(Pools::load(
+        home.keys_dir(),
+        identity.clone(),
+        &config,
+        read.clone(),
+        mailbox.clone(),
+    )?);
+    policy.pools = pools.names();
     let conversations = Arc::new(Conversations::new(CONVERSATIONS));
     let keyring = Arc::new(Keyring::new(
         identity.nostr().clone(),
@@ -146,25 +193,24 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         Vec::new(),
     )?;
 
-    let (mails, mailbox_end) = std::sync::mpsc::channel();
-    let mailbox = Mailbox::new(
-        mails,
-        usize::try_from(config.limits.mailbox_depth).unwrap_or(4_096),
-    );
     let (changed, _) = broadcast::channel(8_192);
     let counters: Arc<Mutex<Counters>> = Arc::default();
     let (deliver, deliveries) = mpsc::unbounded_channel();
     let (labor, labor_orders) = mpsc::unbounded_channel();
     let (presence, presence_orders) = mpsc::unbounded_channel();
+    let (transfer_tells, transfer_told) = mpsc::unbounded_channel();
+    let (heard, transfer_heard) = mpsc::channel(HEARD_DEPTH);
     let outlets = Outlets {
         delivery: deliver.clone(),
         labor,
-        presence,
+        presence: presence.clone(),
+        transfers: transfer_tells.clone(),
         changed: changed.clone(),
         counters: counters.clone(),
     };
 
     let outbox = rows::outbox(&store.view()?)?;
+    let stored_transfers = transfer::rows::all(&store.view()?, "")?;
     let read_until_s = rows::read_until_s(&store)?;
     let limits = Limits {
         finished_tasks_max: config.store.max_finished_tasks,
@@ -172,18 +218,16 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         ..Limits::default()
     };
     let clock_jump = Duration::from_millis(config.limits.clock_jump_ms);
-    let pow = config.pow.open_pool_bits;
     let sealer = Arc::new(Sealer {
         identity: identity.clone(),
         conversations,
         pools: pools.clone(),
-        pool_pow_bits: pow,
     });
     let core = Core::load(
         policy.clone(),
         store.clone(),
         outlets,
-        limits,
+        (limits, quota(&config)),
         clock_jump,
         sealer.clone(),
     )?;
@@ -208,33 +252,58 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
     let generation = Arc::new(AtomicU64::new(0));
     let opener = Arc::new(Opener::new(
         keyring.clone(),
+        pools.clone(),
         policy.me.clone(),
         home.models_dir(),
+    ));
+    let transfer_state: Arc<Mutex<TransferState>> = Arc::default();
+    let rooms = transfer::Rooms {
+        store: store.clone(),
+        identity: identity.clone(),
+        opener: opener.clone(),
+        mailbox: mailbox.clone(),
+        delivery: deliver.clone(),
+        presence,
+        counters: counters.clone(),
+        state: transfer_state.clone(),
+        tells: transfer_tells.clone(),
+    };
+    tokio::spawn(Transfers::run(
+        rooms,
+        stored_transfers,
+        transfer_heard,
+        transfer_told,
     ));
     tokio::spawn(inbox::run(
         opener,
         arrivals,
         mailbox.clone(),
         deliver.clone(),
+        inbox::TransferOutlets {
+            heard,
+            tells: transfer_tells,
+        },
         generation.clone(),
         counters.clone(),
     ));
 
-    let cores = match u32::try_from(config.labor.cores).unwrap_or(0) {
-        0 => std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
-        n => n,
-    };
+    let cores = super::handlers::usual_cores(&config);
     let (cores_tx, cores_rx) = watch::channel(cores);
     let settings = LaborSettings {
         me: policy.me.clone(),
-        program: std::env::current_exe()?,
-        args: vec!["worker".into(), "--models".into(), home.models_dir().into()],
+        args: [
+            vec!["worker".into(), "--models".into(), home.models_dir().into()],
+            sandbox.args(),
+        ]
+        .concat(),
+        program,
         threads: cores,
         memory_limit_bytes: config.labor.memory_limit_bytes,
         hang_timeout_ms: config.labor.hang_timeout_ms,
         soft_stop_ms: config.labor.soft_stop_ms,
         checkpoint_every_units: u32::try_from(config.labor.checkpoint_every_units).unwrap_or(8),
         scratch: home.root().join("scratch"),
+        models: home.models_dir(),
     };
     let profile: Arc<Mutex<Option<String>>> = Arc::default();
     let leases = tokio::spawn(desks::run(
@@ -249,8 +318,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         identity: identity.clone(),
         keyring,
         carrier: carrier.clone(),
-        pools,
-        pool_pow_bits: pow,
+        pools: pools.clone(),
         policy: policy.clone(),
         ad_every: Duration::from_secs(config.market.ad_every_s),
         mailbox: mailbox.clone(),
@@ -270,10 +338,13 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         changed,
         config,
         identity: identity.clone(),
+        pools,
         carrier,
         counters,
         outbox: outbox_state,
+        transfers: transfer_state,
         profile,
+        sandbox: confined,
         cores: cores_tx,
         stop,
         started_ms: clock::now_ms(),
@@ -361,47 +432,15 @@ fn store_options() -> StoreOptions {
     StoreOptions::default()
 }
 
-/// Asks the programs of the owner's own skills what they are. One that does not say it is not offered, and the node starts without.
-///
-/// # Errors
-/// `config_invalid` for the name of a built-in skill.
-async fn describe_own(config: &Config, home: &Home) -> Result<(), ConfigError> {
-    own_names(config, home)?;
-    if !config.labor.enabled {
-        return Ok(());
-    }
-    let scratch = home.root().join("scratch");
-    let limit = config.labor.memory_limit_bytes;
-    let asked = config.skills.iter().map(|(name, skill)| {
-        let scratch = &scratch;
-        async move { (name, Own::describe(name, skill, limit, scratch).await) }
-    });
-    let mut described = Vec::new();
-    for (name, told) in futures_util::future::join_all(asked).await {
-        match told {
-            Ok(skill) => described.push(skill),
-            Err((code, message)) => {
-                tracing::warn!(skill = %name, code, message, "a skill of the owner's is not offered")
-            }
-        }
-    }
-    own::register(described);
-    Ok(())
+/// Whether this node has workers.
+fn works(config: &Config) -> bool {
+    config.labor.enabled && cfg!(feature = "labor")
 }
 
-/// That no skill of the owner's hides a built-in one.
-///
-/// # Errors
-/// `config_invalid`.
-pub fn own_names(config: &Config, home: &Home) -> Result<(), ConfigError> {
-    match config.skills.keys().find(|name| own::is_built_in(name)) {
-        None => Ok(()),
-        Some(name) => Err(ConfigError::Invalid {
-            path: home.config_file(),
-            key: format!("skills.{name}"),
-            line: None,
-            reason: "a built-in skill has this name; choose another one".to_owned(),
-        }),
+fn quota(config: &Config) -> Quota {
+    Quota {
+        per_peer: usize::try_from(config.limits.transfers_per_peer).unwrap_or(usize::MAX),
+        disk_bytes: config.limits.transfer_disk_bytes,
     }
 }
 
@@ -410,12 +449,13 @@ fn policy(
     config: &Config,
     identity: &Identity,
     relays: &[String],
-    models: &std::path::Path,
+    models: &Path,
+    sandbox: SandboxLevel,
 ) -> Result<Policy, NodeError> {
     let public = identity.public();
     let binding = Binding::sign(identity, clock::now_ms() / 1000 + BINDING_S, None)?;
     let market = &config.market;
-    let offered = if config.labor.enabled && cfg!(feature = "labor") {
+    let offered = if works(config) {
         // A skill whose model is missing is not advertised.
         let own = own::registered().iter().map(|skill| skill.info());
         skills::offered(models).into_iter().chain(own).collect()
@@ -439,7 +479,7 @@ fn policy(
             .collect(),
         device: "cpu".into(),
         implementation: concat!("legion/", env!("CARGO_PKG_VERSION")).into(),
-        permissions: permissions(config)?,
+        permissions: permissions(config, sandbox)?,
         default_max_price_mc: market.default_max_price_mc,
         trusted_limit_mc: market.trusted_limit_mc,
         stranger_cap_mc: market.stranger_cap_mc,
@@ -465,6 +505,7 @@ fn policy(
         tasks_per_peer_max: small(config.limits.tasks_per_peer),
         peers_max: small(config.limits.peers_held),
         message_ttl_ms: config.limits.max_message_life_s.saturating_mul(1000),
+        payload_bytes_max: config.limits.payload_bytes,
         attempts_max: 3,
         accept_unverified: [
             true,
@@ -475,7 +516,7 @@ fn policy(
 }
 
 /// `[permissions]` as the decisions need it.
-fn permissions(config: &Config) -> Result<Permissions, IdentityError> {
+fn permissions(config: &Config, sandbox: SandboxLevel) -> Result<Permissions, IdentityError> {
     let set = &config.permissions;
     let tiers = [("trusted", &set.trusted), ("stranger", &set.stranger)];
     Ok(Permissions {
@@ -483,6 +524,7 @@ fn permissions(config: &Config) -> Result<Permissions, IdentityError> {
             .map(|(name, tier)| (name.to_owned(), tier_permission(tier)))
             .into(),
         rules: set.rule.iter().map(rule).collect::<Result<_, _>>()?,
+        sandbox,
     })
 }
 
@@ -497,6 +539,7 @@ fn tier_permission(tier: &TierPermission) -> Permission {
         max_price_mc: Some(tier.max_price_mc),
         concurrency: Some(small(tier.max_concurrent)),
         rate_per_min: Some(small(tier.max_per_min)),
+        sandbox_at_least: Some(tier.sandbox_at_least),
         ..Permission::default()
     }
 }
@@ -515,6 +558,7 @@ fn rule(rule: &PermissionRule) -> Result<Rule, IdentityError> {
             unit_price_mc: rule.unit_price_mc,
             concurrency: rule.max_concurrent.map(small),
             rate_per_min: rule.max_per_min.map(small),
+            sandbox_at_least: rule.sandbox_at_least,
         },
     })
 }

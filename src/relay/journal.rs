@@ -13,10 +13,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::RelayError;
 use super::hub::{SharedState, lock, ok_message};
-use super::memory::{Admission, Memory};
+use super::memory::{Admission, KIND_DELETION, Memory};
 use super::outbox::{Outbox, Outgoing};
 use super::record::{Bytes32, Record};
 
+/// How a line of the file begins.
+const EVENT_BEGIN: &[u8] = br#"{"id":""#;
 /// How long the file's lock is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// Entries that may wait for the disk; a publisher beyond waits.
@@ -206,9 +208,13 @@ fn load(path: &Path, memory: &mut Memory, now_s: u64) -> io::Result<(usize, u64)
     };
     let mut reader = BufReader::new(file);
     let (mut line, mut good_bytes, mut unloaded, mut broken) = (Vec::new(), 0, 0, 0_usize);
+    let (mut events, mut first) = (0_usize, Vec::new());
     loop {
         line.clear();
         let read = reader.read_until(b'\n', &mut line)?;
+        if first.is_empty() {
+            first = line.iter().copied().take(EVENT_BEGIN.len()).collect();
+        }
         if read == 0 || line.last() != Some(&b'\n') {
             break;
         }
@@ -220,13 +226,23 @@ fn load(path: &Path, memory: &mut Memory, now_s: u64) -> io::Result<(usize, u64)
             .as_ref()
             .and_then(Record::new)
         {
+            // What it deleted lies before it in the file, and stays deleted when the deletion itself is forgotten.
+            Some(record) if record.kind == KIND_DELETION && record.is_expired(now_s) => {
+                memory.delete_named_by(&record);
+            }
             Some(record) => {
+                events += 1;
                 if memory.insert(&Arc::new(record), now_s) == Admission::Full {
                     unloaded += 1;
                 }
             }
             None => broken += 1,
         }
+    }
+    if events == 0 && !EVENT_BEGIN.starts_with(&first) {
+        // Somebody's words, or a store: it would be rewritten without what is not an event.
+        let reason = "it holds something else than a relay's events and is left as it is";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
     }
     if unloaded > 0 || broken > 0 {
         tracing::warn!(path = %path.display(), broken, unloaded, "some lines of the relay's file are not served: broken, or over the limits");

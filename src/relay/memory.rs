@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::record::{Bytes32, Filter, Keeping, Record, keeping};
 
-const KIND_DELETION: u16 = 5;
+pub(crate) const KIND_DELETION: u16 = 5;
 
 /// Newest first, then by id: the order of NIP-01.
 type Order = (Reverse<u64>, Bytes32);
@@ -203,7 +203,7 @@ impl Memory {
     }
 
     /// NIP-09: what a deletion names goes, if it belongs to who deletes; a deletion itself cannot be deleted.
-    fn delete_named_by(&mut self, deletion: &Record) {
+    pub(crate) fn delete_named_by(&mut self, deletion: &Record) {
         for id in ids_named_by(deletion) {
             if self
                 .by_id

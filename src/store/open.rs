@@ -3,7 +3,7 @@
 //! Knows files and the schema row; must not know any other row.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,7 +17,11 @@ use super::table::Table;
 use super::txn::Txn;
 
 /// The schema that this program writes. Raised when tables or keys change so that an older program must not touch them.
-pub const SCHEMA_VERSION: u64 = 1;
+/// 2: the tables of transfers.
+pub const SCHEMA_VERSION: u64 = 2;
+
+/// What is put back where an opening fails: the page that redb keeps its header in.
+const HEAD_BYTES: usize = 4_096;
 
 /// Key in [`Table::Meta`] of the row that says whose file this is.
 const SCHEMA: &[u8] = b"schema";
@@ -62,7 +66,17 @@ pub(crate) fn open_existing(
         return Err(StoreError::invalid("the file is empty"));
     }
     restrict(&file)?;
-    let database = begin(file, path, options)?;
+    let mut head = [0; HEAD_BYTES];
+    let head_bytes = (&file).read(&mut head).unwrap_or(0);
+    let opened = begin(file, path, options);
+    if let (Err(StoreError::Invalid { .. }), Some(head)) = (&opened, head.get(..head_bytes)) {
+        // redb fits the header to the length of a cut file before it gives the file up: the evidence stays as it was.
+        let put_back = OpenOptions::new().write(true).open(path);
+        if let Err(error) = put_back.and_then(|mut file| file.write_all(head)) {
+            tracing::warn!("the head of the broken store could not be put back: {error}");
+        }
+    }
+    let database = opened?;
     check_schema(&database)?;
     Ok(database)
 }
@@ -192,6 +206,8 @@ fn check_schema(database: &Arc<Database>) -> Result<(), StoreError> {
             found: schema.version,
             known: SCHEMA_VERSION,
         }),
+        // An older file: only tables were added since. The tables and the new version come in one transaction.
+        Some(schema) if schema.version < SCHEMA_VERSION => write_schema(database),
         Some(_) => Ok(()),
         None => Err(StoreError::invalid(
             "the file is a redb database, but not a legion store",

@@ -42,6 +42,10 @@ pub enum Table {
     History = 14,
     /// Keys of rows that are not final: number of the table, then the row's key. A start reads this table, not the large ones.
     Live = 15,
+    /// Payloads on their way, in or out.
+    Moves = 16,
+    /// Pieces of those payloads.
+    Pieces = 17,
 }
 
 /// How many tables there are.
@@ -52,7 +56,7 @@ pub(crate) type Definition = TableDefinition<'static, &'static [u8], &'static [u
 
 impl Table {
     /// All tables, in the order of their numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Meta,
         Self::Seen,
         Self::SeenByTime,
@@ -69,6 +73,8 @@ impl Table {
         Self::Marks,
         Self::History,
         Self::Live,
+        Self::Moves,
+        Self::Pieces,
     ];
 
     /// The table's name in the file.
@@ -91,6 +97,8 @@ impl Table {
             Self::Marks => "marks",
             Self::History => "history",
             Self::Live => "live",
+            Self::Moves => "moves",
+            Self::Pieces => "pieces",
         }
     }
 

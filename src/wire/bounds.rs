@@ -12,6 +12,7 @@ use super::canonical::MAX_INTEGER;
 use super::entry::{Act, Entry};
 use super::message::{Body, MessageError, News};
 use super::proof::{Evidence, Proof};
+use super::transfer;
 
 /// Longest text that names something: a skill, a device, a method, a context.
 pub const MAX_NAME_BYTES: usize = 256;
@@ -42,6 +43,8 @@ pub fn check(body: &Body, now_ms: u64) -> Result<(), MessageError> {
     if let Some(entry) = body.entry() {
         within("entry", entry_is_sane(entry))?;
     }
+    let detached = transfer::detached(body);
+    within("detached", detached.is_none_or(transfer::Detached::is_sane))?;
     let by = |at_ms: u64, most_ms: u64| at_ms <= now_ms.saturating_add(most_ms);
     match body {
         Body::Ad(ad) => {
@@ -62,6 +65,7 @@ pub fn check(body: &Body, now_ms: u64) -> Result<(), MessageError> {
             within("reply", name(&offer.reply))?;
             within("max_price_mc", offer.max_price_mc < MAX_INTEGER)?;
             within("output_bytes_max", offer.output_bytes_max < MAX_INTEGER)?;
+            within("input_bytes_max", offer.input_bytes_max < MAX_INTEGER)?;
             within("result_by_ms", by(offer.result_by_ms, MAX_TERM_MS))?;
             within("expires_ms", by(offer.expires_ms, MAX_NOTICE_MS))
         }
@@ -119,6 +123,7 @@ pub fn check(body: &Body, now_ms: u64) -> Result<(), MessageError> {
             within("evidence", evidence_is_sane(&refusal.evidence))
         }
         Body::Ack(_) => Ok(()),
+        Body::Transfer(transfer) => within("transfer", transfer.is_sane()),
     }
 }
 
@@ -183,7 +188,8 @@ pub fn keep_public_relays(body: &mut Body) {
         | Body::Cancel(_)
         | Body::Receipt(_)
         | Body::Refusal(_)
-        | Body::Ack(_) => return,
+        | Body::Ack(_)
+        | Body::Transfer(_) => return,
     };
     relays.retain(|url| is_public_relay(url));
     relays.truncate(MAX_RELAYS);
@@ -347,6 +353,7 @@ mod tests {
                 result_by_ms: 1_795_219_200_000 + 600_000,
                 verification: "sampled".into(),
                 output_bytes_max: 100,
+                input_bytes_max: 0,
                 reply: "a".repeat(64),
                 relays: vec!["wss://10.0.0.1".into(), "wss://relay.example.org".into()],
                 expires_ms: 1_795_219_200_000 + 60_000,

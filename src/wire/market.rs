@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::binding::Binding;
 use super::canonical::{self, CanonicalError};
 use super::entry::Entry;
+use super::transfer::Detached;
 
 /// `pool/ad`: a node's capability ad, the agent card's core with prices, load and expiry.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,6 +57,9 @@ pub struct Offer {
     pub verification: String,
     /// Most bytes that the output takes.
     pub output_bytes_max: u64,
+    /// Size class of the input: it has at most so many bytes as JSON, a power of two. 0: not said, it fits into a message.
+    #[serde(default)]
+    pub input_bytes_max: u64,
     /// One-time Nostr key for bids, hex.
     pub reply: String,
     /// Inbox relays of the requester.
@@ -135,8 +139,11 @@ pub struct Award {
     pub award_no: u32,
     /// Skill id.
     pub skill: String,
-    /// The input in clear (the envelope is sealed).
+    /// The input in clear (the envelope is sealed); null if it was detached.
     pub input: Value,
+    /// Stands for an input that travels by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detached: Option<Detached>,
     /// Salt of the commitment, hex.
     pub salt: String,
     /// Salted commitment to the input, hex ([`commitment`]).

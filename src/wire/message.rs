@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::entry::Entry;
 use super::market::{Accept, Ad, Award, Bid, Decline, Offer, Withdraw};
 use super::proof::{Evidence, Proof};
+use super::transfer::{Detached, Transfer};
 
 /// The protocol version that this node speaks.
 pub const VERSION: u64 = 1;
@@ -96,6 +97,8 @@ pub enum Body {
     Refusal(Box<Refusal>),
     /// `ack`: rumors that are durable at the receiver.
     Ack(Ack),
+    /// `transfer/*`: a payload that was too large for its message.
+    Transfer(Box<Transfer>),
 }
 
 /// `ack`: rumor ids (hex) whose effects are durable at the receiver. At most 64 at a time.
@@ -162,6 +165,9 @@ pub struct WorkResult {
     pub output: Value,
     /// All unit results in unit order, concatenated, base64 (standard, padded).
     pub units: String,
+    /// Stands for an output and unit results that travel by themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detached: Option<Detached>,
     /// The executor's proof.
     pub proof: Proof,
     /// Signed history entry ([`super::entry::Act::Completed`]).
@@ -227,6 +233,7 @@ impl Body {
             Self::Receipt(_) => "settle/receipt",
             Self::Refusal(_) => "settle/refusal",
             Self::Ack(_) => "ack",
+            Self::Transfer(transfer) => transfer.method(),
         }
     }
 
@@ -244,7 +251,12 @@ impl Body {
             Self::Cancel(c) => Some(&c.entry),
             Self::Receipt(r) => Some(&r.entry),
             Self::Refusal(r) => Some(&r.entry),
-            Self::Ad(_) | Self::Offer(_) | Self::Withdraw(_) | Self::Bid(_) | Self::Ack(_) => None,
+            Self::Ad(_)
+            | Self::Offer(_)
+            | Self::Withdraw(_)
+            | Self::Bid(_)
+            | Self::Ack(_)
+            | Self::Transfer(_) => None,
         }
     }
 
@@ -262,7 +274,12 @@ impl Body {
             Self::Cancel(c) => Some(&mut c.entry),
             Self::Receipt(r) => Some(&mut r.entry),
             Self::Refusal(r) => Some(&mut r.entry),
-            Self::Ad(_) | Self::Offer(_) | Self::Withdraw(_) | Self::Bid(_) | Self::Ack(_) => None,
+            Self::Ad(_)
+            | Self::Offer(_)
+            | Self::Withdraw(_)
+            | Self::Bid(_)
+            | Self::Ack(_)
+            | Self::Transfer(_) => None,
         }
     }
 
@@ -289,6 +306,10 @@ impl Body {
                 }
                 Self::Ack(ack)
             }
+            "transfer/chunk" => Self::Transfer(Box::new(Transfer::Chunk(shape(params)?))),
+            "transfer/have" => Self::Transfer(Box::new(Transfer::Have(shape(params)?))),
+            "transfer/ask" => Self::Transfer(Box::new(Transfer::Ask(shape(params)?))),
+            "transfer/refused" => Self::Transfer(Box::new(Transfer::Refused(shape(params)?))),
             other => {
                 return Err(MessageError::UnknownMethod(
                     other.chars().take(64).collect(),
@@ -303,11 +324,9 @@ impl Message {
     pub fn to_value(&self) -> Result<Value, serde_json::Error> {
         let mut params = match &self.body {
             Body::Request(award) => award_to_a2a(award)?,
-            other => match serde_json::to_value(other)? {
-                // The method names the variant.
-                Value::Object(tagged) => tagged.into_iter().next().map_or(Value::Null, |(_, v)| v),
-                untagged => untagged,
-            },
+            // The method names the variant.
+            Body::Transfer(transfer) => untagged(serde_json::to_value(transfer)?),
+            other => untagged(serde_json::to_value(other)?),
         };
         if let Some(map) = params.as_object_mut() {
             map.insert("to".into(), Value::String(self.to.clone()));
@@ -372,6 +391,13 @@ impl Message {
         }
         let body = Body::from_params(&method, Value::Object(params))?;
         Ok(Self { to, body })
+    }
+}
+
+fn untagged(value: Value) -> Value {
+    match value {
+        Value::Object(tagged) => tagged.into_iter().next().map_or(Value::Null, |(_, v)| v),
+        other => other,
     }
 }
 

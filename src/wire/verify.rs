@@ -34,6 +34,8 @@ pub enum Inbox {
     Pool {
         /// The pool's name.
         name: String,
+        /// Which of its secrets: counts their rotations from 1; 0 for an open pool, whose secret is its name.
+        epoch: u32,
         /// The day, counted from 1970-01-01.
         utc_day: u32,
     },
@@ -43,7 +45,14 @@ impl Inbox {
     /// Whether two keys belong to the same reader: a pool's notice stays the same when it is wrapped to the next day's key.
     fn same_reader(&self, other: &Inbox) -> bool {
         match (self, other) {
-            (Inbox::Pool { name: a, .. }, Inbox::Pool { name: b, .. }) => a == b,
+            (
+                Inbox::Pool { name, epoch, .. },
+                Inbox::Pool {
+                    name: other,
+                    epoch: its,
+                    ..
+                },
+            ) => (name, epoch) == (other, its),
             (a, b) => a == b,
         }
     }
@@ -102,6 +111,9 @@ pub enum Refusal {
     /// The `p` tag names no key of ours.
     #[error("the wrap is not for a key of this node")]
     NotForUs,
+    /// Under a secret of the pool that was rotated away, after its grace.
+    #[error("the wrap is for a secret of the pool that was rotated away")]
+    PoolEpoch,
     /// The id is not the hash of the event: a body was changed under a known id.
     #[error("the wrap's id is not the hash of its body")]
     WrapId,
@@ -165,6 +177,7 @@ impl Refusal {
             Self::EventTooLarge => "event_too_large",
             Self::WrapKind => "wrap_kind",
             Self::NotForUs => "not_for_us",
+            Self::PoolEpoch => "pool_epoch",
             Self::WrapId => "wrap_id",
             Self::PowMissing => "pow_missing",
             Self::PoolBudget => "pool_budget",
@@ -197,6 +210,8 @@ struct Held {
     keys: Keys,
     inbox: Inbox,
     min_pow_bits: u8,
+    /// Known, to say why nothing is read on it any more.
+    closed: bool,
 }
 
 impl Keyring {
@@ -212,12 +227,26 @@ impl Keyring {
 
     /// Adds a key. `min_pow_bits` is the NIP-13 work that a wrap to it must show, 0 for none.
     pub fn insert(&self, keys: Keys, inbox: Inbox, min_pow_bits: u8) {
-        let public = keys.public_key();
-        let held = Arc::new(Held {
+        self.hold(Held {
             keys,
             inbox,
             min_pow_bits,
+            closed: false,
         });
+    }
+
+    /// Adds a key on which nothing is read any more: what comes to it is refused unopened, with `pool_epoch`.
+    pub fn insert_closed(&self, keys: Keys, inbox: Inbox) {
+        self.hold(Held {
+            keys,
+            inbox,
+            min_pow_bits: 0,
+            closed: true,
+        });
+    }
+
+    fn hold(&self, held: Held) {
+        let (public, held) = (held.keys.public_key(), Arc::new(held));
         self.keys
             .write()
             .unwrap_or_else(PoisonError::into_inner)
@@ -311,6 +340,9 @@ fn check_wrap(event: &Event, keyring: &Keyring) -> Result<Arc<Held>, Refusal> {
         return Err(Refusal::WrapKind);
     }
     let held = keyring.addressee(event).ok_or(Refusal::NotForUs)?;
+    if held.closed {
+        return Err(Refusal::PoolEpoch);
+    }
     let body = body(event).ok_or(Refusal::WrapId)?;
     if body.len() + EVENT_FRAME_BYTES > MAX_EVENT_BYTES {
         return Err(Refusal::EventTooLarge);
@@ -411,7 +443,7 @@ fn check_rumor(
     })
 }
 
-/// Exactly one `p`, and it is the key that the wrap came to, or another day's key of the same pool. Otherwise whoever received a
+/// Exactly one `p`, and it is the key that the wrap came to, or another day's key of the same pool and epoch. Otherwise whoever received a
 /// message could wrap it to somebody else, as if the author had sent it there.
 fn check_audience(tags: &Tags, held: &Held, keyring: &Keyring) -> Result<(), Refusal> {
     let mut named = values(tags, "p");

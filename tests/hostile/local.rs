@@ -141,7 +141,7 @@ fn the_control_socket_answers_nonsense_and_the_node_lives() {
             .unwrap_or_default()
             .to_owned()
     };
-    let mut long = vec![b'x'; 2 << 20];
+    let mut long = vec![b'x'; 17 << 20];
     long.push(b'\n');
     let mut stream = UnixStream::connect(node.home.join("legion.sock")).unwrap();
     let mut reader = BufReader::new(stream.try_clone().unwrap());

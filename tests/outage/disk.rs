@@ -27,7 +27,8 @@ fn ask_until_refused(
         match said.pointer("/task/id").and_then(Value::as_str) {
             Some(id) => durable.push(id.to_owned()),
             None => {
-                assert_eq!(said["error"]["code"], "store_unavailable", "{said}");
+                let log = node.stderr();
+                assert_eq!(said["error"]["code"], "store_unavailable", "{said}\n{log}");
                 return (durable, key);
             }
         }
@@ -138,7 +139,8 @@ fn every_commit_fails_once(asker: bool) {
             let said: Value = serde_json::from_slice(&pair.asker.run(&args).stdout).unwrap();
             let id = said.pointer("/task/id").and_then(Value::as_str);
             if id.is_none() {
-                assert_eq!(said["error"]["code"], "store_unavailable", "{said}");
+                let log = pair.asker.stderr();
+                assert_eq!(said["error"]["code"], "store_unavailable", "{said}\n{log}");
             }
             id.map(str::to_owned)
         });

@@ -69,6 +69,7 @@ pub(crate) fn policy(at: usize) -> Policy {
         tasks_per_peer_max: 64,
         peers_max: 1_000,
         message_ttl_ms: 30 * 24 * 3_600_000,
+        payload_bytes_max: 5 << 20,
         attempts_max: 3,
         accept_unverified: [true, true, false],
     }

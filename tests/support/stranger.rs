@@ -131,6 +131,7 @@ impl Stranger {
         let keys = pool_key();
         let inbox = Inbox::Pool {
             name: "legion".into(),
+            epoch: 0,
             utc_day: utc_day(now_s()),
         };
         let public = keys.public_key();
@@ -488,6 +489,7 @@ impl Stranger {
             skill: "simulation".into(),
             commitment: commitment(&input, &salt).unwrap_or_default(),
             input,
+            detached: None,
             salt,
             units,
             unit_price_mc: None,
@@ -528,6 +530,7 @@ impl Stranger {
             result_by_ms: now_ms() + 120_000,
             verification: "sampled".into(),
             output_bytes_max: 1_000,
+            input_bytes_max: 0,
             reply,
             relays: Vec::new(),
             expires_ms: now_ms() + 60_000,
@@ -647,6 +650,7 @@ impl Stranger {
         let mut result = WorkResult {
             output,
             units,
+            detached: None,
             proof,
             entry: Entry::blank(),
         };

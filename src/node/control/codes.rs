@@ -33,12 +33,22 @@ const PASSPHRASE: &str =
 const MODELS: &str = "`legion models` lists this machine's, `legion models add DIR` adds one";
 const WHY: &str = "`legion why ID` says why, per peer";
 
+const COPY: &str = "copy it again, from its first character to its last";
+const ASK_AGAIN: &str = "ask for a new one, by a way that you trust";
+const SAME_VERSION: &str = "use the same version of legion on both machines";
+const OTHER_KIND: &str = "`legion pool join` takes invites, `legion peers trust` takes contacts";
+
 /// Code, exit code, next step.
 type Row = (&'static str, u8, &'static str);
 
 /// Usage and input.
 const INPUT: &[Row] = &[
     ("usage", FAULTY, "try `legion --help`"),
+    (
+        "limit_unused",
+        FAULTY,
+        "leave --limit away, or pass --tier trusted",
+    ),
     ("params_invalid", FAULTY, "correct the request"),
     (
         "request_invalid",
@@ -76,7 +86,7 @@ const INPUT: &[Row] = &[
     (
         "pool_unknown",
         FAULTY,
-        "add the pool to `pools` in config/legion.toml, and start the node again",
+        "`legion pool list` shows those that are joined; `legion pool join` takes an invite, `pools` in config/legion.toml names open ones",
     ),
     (
         "npub_invalid",
@@ -111,7 +121,7 @@ const INPUT: &[Row] = &[
     (
         "deadline_range",
         FAULTY,
-        "pass --deadline with 1 second to 366 days",
+        "pass --deadline with at most 366 days, and at least 4 seconds through a pool, 3 for one peer",
     ),
     ("deadline_too_short", FAULTY, "pass a longer --deadline"),
     ("amount_range", FAULTY, "name a smaller amount"),
@@ -137,8 +147,61 @@ const INPUT: &[Row] = &[
     ("keep_not_empty", FAULTY, "pass --keep with a new directory"),
 ];
 
+/// Pools, invites and contacts.
+const POOLS: &[Row] = &[
+    ("invite_too_long", FAULTY, COPY),
+    ("invite_malformed", FAULTY, COPY),
+    ("invite_hrp", FAULTY, COPY),
+    ("invite_checksum", FAULTY, COPY),
+    ("invite_version", FAULTY, SAME_VERSION),
+    ("invite_kind", FAULTY, OTHER_KIND),
+    ("invite_signature", FAULTY, ASK_AGAIN),
+    ("invite_expired", FAULTY, ASK_AGAIN),
+    ("invite_superseded", FAULTY, ASK_AGAIN),
+    ("contact_too_long", FAULTY, COPY),
+    ("contact_malformed", FAULTY, COPY),
+    ("contact_hrp", FAULTY, COPY),
+    ("contact_checksum", FAULTY, COPY),
+    ("contact_version", FAULTY, SAME_VERSION),
+    ("contact_kind", FAULTY, OTHER_KIND),
+    ("contact_signature", FAULTY, ASK_AGAIN),
+    ("contact_expired", FAULTY, ASK_AGAIN),
+    (
+        "pool_name_taken",
+        FAULTY,
+        "leave the pool of that name first, or have the other created under another name",
+    ),
+    ("pool_name_invalid", FAULTY, "choose another name"),
+    (
+        "pool_open",
+        FAULTY,
+        "open pools are listed in `pools` of config/legion.toml; they have neither invites nor secrets",
+    ),
+    (
+        "pool_epoch_taken",
+        FAULTY,
+        "let one member rotate it again and invite the others",
+    ),
+    ("pools_too_many", FAULTY, "leave one first"),
+    (
+        "pool_file_invalid",
+        FAULTY,
+        "restore it from a backup, or move it away and join the pools again",
+    ),
+    (
+        "time_range",
+        FAULTY,
+        "pass a time within these bounds, as 12h or 7d",
+    ),
+];
+
 /// Homes, settings, keys and other files.
 const FILES: &[Row] = &[
+    (
+        "store_foreign",
+        FAULTY,
+        "put the key file and the store of one backup together",
+    ),
     ("model_invalid", FAULTY, MODELS),
     ("model_missing", FAULTY, MODELS),
     ("model_changed", FAULTY, MODELS),
@@ -359,7 +422,7 @@ const ENDS: &[Row] = &[
 ];
 
 fn rows() -> impl Iterator<Item = &'static Row> {
-    [INPUT, FILES, RUNNING, ENDS].into_iter().flatten()
+    [INPUT, POOLS, FILES, RUNNING, ENDS].into_iter().flatten()
 }
 
 /// Every code with a row, with its exit code and the next step.

@@ -455,6 +455,7 @@ fn pools_demand_work_and_read_the_keys_of_neighbouring_days() {
     let other = PoolSecret::open("other").unwrap();
     let pool = |name: &str, utc_day| Inbox::Pool {
         name: name.into(),
+        epoch: 0,
         utc_day,
     };
     let (today, tomorrow) = (secret.day_keys(100).unwrap(), secret.day_keys(101).unwrap());
@@ -497,6 +498,40 @@ fn pools_demand_work_and_read_the_keys_of_neighbouring_days() {
     let lazy = Envelope::new(draft, Delivery::Stored, 4).unwrap();
     // Committed to 4 bits: even a lucky id with 8 is refused.
     world.refuses(&close_for(&lazy, &today), "pow_missing");
+}
+
+/// A rotated secret: heard during the grace, never mixed with its successor, and refused unopened once it is closed.
+#[test]
+fn a_pool_s_epochs_are_readers_of_their_own_and_a_closed_one_reads_nothing() {
+    let world = world();
+    let [old, new] = [1u8, 2].map(|byte| PoolSecret::from_bytes([byte; 32]));
+    let [old, new] = [old, new].map(|secret| secret.day_keys(100).unwrap());
+    let inbox = |epoch| Inbox::Pool {
+        name: "family".into(),
+        epoch,
+        utc_day: 100,
+    };
+    world.ring.insert(old.clone(), inbox(1), 0);
+    world.ring.insert(new.clone(), inbox(2), 0);
+    let mut draft = world.draft();
+    draft.recipient = old.public_key();
+    let said = Envelope::new(draft, Delivery::Stored, 0).unwrap();
+    let close_for = |keys: &Keys| {
+        let (conversations, alice) = (&world.conversations, &world.alice);
+        said.close_for(&keys.public_key(), conversations, alice, NOW_S)
+            .unwrap()
+    };
+    assert_eq!(world.verify(&close_for(&old)).unwrap().inbox, inbox(1));
+    world.refuses(&close_for(&new), "rumor_recipient");
+
+    world.ring.insert_closed(old.clone(), inbox(1));
+    world.refuses(&close_for(&old), "pool_epoch");
+    // Even with a body that was tampered with: nothing of it is looked at.
+    let mut tampered = close_for(&old);
+    tampered.content.push('x');
+    world.refuses(&tampered, "pool_epoch");
+    world.ring.remove(&old.public_key());
+    world.refuses(&close_for(&old), "not_for_us");
 }
 
 /// NIP-59's own example goes through both layers; it is refused only because it is a note and not a message.
