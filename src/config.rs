@@ -156,7 +156,7 @@ impl Config {
         self.permissions.validate()?;
         self.labor.validate()?;
         for (name, skill) in &self.skills {
-            skill.validate(name)?;
+            skill.validate(name, self.limits.payload_bytes)?;
         }
         self.verification.validate()?;
         self.pow.validate()

@@ -1,5 +1,7 @@
 //! Skills of the owner's own: a program of 40 lines is lent like any other skill, and one that misbehaves hurts itself alone.
 
+mod confined;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -29,7 +31,7 @@ fn own(node: &Node, name: &str, program: &Path) {
 fn changed(node: &Node, name: &str, from: &str, to: &str) {
     let text = std::fs::read_to_string(shout()).unwrap();
     let text = text.replace("\"id\": \"shout\"", &format!("\"id\": \"{name}\""));
-    let program = node.home.join(format!("{name}.py"));
+    let program = node.home.with_extension(format!("{name}.py"));
     assert!(text.contains(from), "{name}");
     std::fs::write(&program, text.replace(from, to)).unwrap();
     own(node, name, &program);

@@ -30,34 +30,21 @@ pub(crate) fn offered(models: &Path) -> Vec<Value> {
         .collect()
 }
 
-/// That no skill of the owner's hides a built-in one.
-pub(crate) fn own_names(
+/// That no skill of the owner's hides a built-in one or is shown this home.
+pub(crate) fn check_own_skills(
     config: &crate::config::Config,
     home: &crate::config::Home,
 ) -> Result<(), CliError> {
-    Ok(crate::node::own_names(config, home)?)
+    Ok(crate::node::check_own_skills(config, home)?)
 }
 
-/// The owner's own skills, as their programs describe them now; of one that does not, its name, code and message.
+/// The owner's own skills, as their programs describe them now, each with its `sandbox`; of one that does not, its name, code
+/// and message.
 pub(crate) async fn own_skills(
     config: &crate::config::Config,
     home: &crate::config::Home,
-) -> (Vec<Value>, Vec<String>) {
-    use crate::labor::skills::{Skill as _, own::Own};
-
-    // A node that runs on this home has its own folders there.
-    let scratch = home.root().join("scratch");
-    let scratch = scratch.join(format!("skills-{}", std::process::id()));
-    let limit = config.labor.memory_limit_bytes;
-    let (mut told, mut silent) = (Vec::new(), Vec::new());
-    for (name, skill) in &config.skills {
-        match Own::describe(name, skill, limit, &scratch).await {
-            Ok(own) => told.extend(serde_json::to_value(own.info()).ok()),
-            Err((code, message)) => silent.push(format!("{name}: {code}: {message}")),
-        }
-    }
-    let _ = std::fs::remove_dir_all(scratch);
-    (told, silent)
+) -> Result<(Vec<Value>, Vec<String>), CliError> {
+    Ok(crate::node::own_skills(config, home).await?)
 }
 
 /// What `legion models` does to the register in a folder.

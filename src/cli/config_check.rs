@@ -26,7 +26,7 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
     let home = context.home()?;
     let path = home.config_file();
     let config = Config::load(home)?;
-    adapters::own_names(&config, home)?;
+    adapters::check_own_skills(&config, home)?;
     let relays = config.relay_list(home)?.relays;
     let found = path.exists();
     let origin = if found {

@@ -11,8 +11,16 @@ use super::{Fault, check, check_range};
 pub struct OwnSkill {
     /// The program and its arguments; it speaks the frames of `labor::frames`. A name is looked for in the node's `PATH`.
     pub command: Vec<String>,
-    /// The most bytes of a result's JSON.
+    /// The most bytes of a result's JSON. An answer carries it twice, as JSON and as the unit's base64.
     pub output_max_bytes: u64,
+    /// Whether the program is confined, as far as the system can. Without it the skill counts as level `none`.
+    pub sandbox: bool,
+    /// Files and folders that the program may read nevertheless: absolute paths.
+    pub read: Vec<String>,
+    /// Those that it may also run programs from.
+    pub exec: Vec<String>,
+    /// Device files that it may use.
+    pub devices: Vec<String>,
 }
 
 impl Default for OwnSkill {
@@ -20,12 +28,22 @@ impl Default for OwnSkill {
         Self {
             command: Vec::new(),
             output_max_bytes: 8_000,
+            sandbox: true,
+            read: Vec::new(),
+            exec: Vec::new(),
+            devices: Vec::new(),
         }
     }
 }
 
 impl OwnSkill {
-    pub(super) fn validate(&self, name: &str) -> Result<(), Fault> {
+    /// The most bytes of an answer: the result's JSON, and the same bytes in base64.
+    pub fn answer_max_bytes(&self) -> u64 {
+        let most = self.output_max_bytes;
+        most.saturating_add(most.div_ceil(3).saturating_mul(4))
+    }
+
+    pub(super) fn validate(&self, name: &str, payload_bytes: u64) -> Result<(), Fault> {
         let table = format!("skills.{name}");
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
         check(
@@ -44,7 +62,29 @@ impl OwnSkill {
             &format!("{table}.command"),
             "the program is an absolute path, or a name that is found in PATH",
         )?;
-        check_range(&table, 1, &[("output_max_bytes", self.output_max_bytes)])
+        for (key, paths) in [
+            ("read", &self.read),
+            ("exec", &self.exec),
+            ("devices", &self.devices),
+        ] {
+            let absolute = paths.iter().all(|path| path.starts_with('/'));
+            check(
+                absolute,
+                &format!("{table}.{key}"),
+                "a path begins with `/`",
+            )?;
+        }
+        check_range(&table, 1, &[("output_max_bytes", self.output_max_bytes)])?;
+        // What could not be sent is better refused here than after it was computed.
+        let reason = format!(
+            "an answer carries a result twice, and limits.payload_bytes allows {payload_bytes} bytes: take {} at most",
+            payload_bytes / 7 * 3
+        );
+        check(
+            self.answer_max_bytes() <= payload_bytes,
+            &format!("{table}.output_max_bytes"),
+            &reason,
+        )
     }
 }
 
@@ -71,6 +111,14 @@ mod tests {
             (
                 "[skills.shout]\ncommand = [\"x\"]\noutput_max_bytes = 0\n",
                 "skills.shout.output_max_bytes",
+            ),
+            (
+                "[skills.shout]\ncommand = [\"x\"]\noutput_max_bytes = 3000000\n",
+                "skills.shout.output_max_bytes",
+            ),
+            (
+                "[skills.shout]\ncommand = [\"x\"]\nread = [\"here\"]\n",
+                "skills.shout.read",
             ),
         ] {
             let Err(ConfigError::Invalid { key, line, .. }) =

@@ -15,7 +15,7 @@
 //! | `start` | `job` u64, `skill`, `input`, `units`, `threads` (0 = all), `foreign` bool, `checkpoint` bytes or null, `checkpoint_every_units` (0 = never) | begin. `units` is `"all"`, or `{"only":[i,...]}` to compute just these (verification) |
 //! | `soft_stop` | `job`, `deadline_ms` | stop after the current unit and answer `stopped`; the node kills when the deadline passes |
 //!
-//! The program is started with its configured arguments, then `--threads N`: the most threads it may use.
+//! The program is started with its configured arguments, then `--threads N`: the most threads it may use. It is in its sandbox by then.
 //! There is no kill frame: the node kills the process group. When stdin ends, the worker exits at once.
 //!
 //! **Worker to node**

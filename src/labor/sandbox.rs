@@ -13,7 +13,8 @@
 //! | `rlimits` | core dumps, endless files, memory far above the limit between two looks of the watchdog | Linux |
 //!
 //! Not taken away: time, its own cores, its pipes, names and sizes of files that it can guess (`stat` is not Landlock's), and
-//! what a hole in the kernel gives. A program in another language is a worker too, but does not sandbox itself.
+//! what a hole in the kernel gives. A program of the owner's is started through `legion worker --run`, which enters the sandbox and
+//! becomes that program: [`program`] says what it may reach.
 
 #[cfg(all(feature = "labor", target_os = "linux"))]
 mod filter;
@@ -25,6 +26,7 @@ mod linux;
     any(feature = "crash-points", debug_assertions)
 ))]
 pub(crate) mod probe;
+pub mod program;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

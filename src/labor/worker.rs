@@ -1,5 +1,8 @@
 //! The worker process: reads frames on stdin, works its jobs unit by unit in turn, writes frames on stdout. It holds Burn and
-//! nothing else: no keys, no network, no store. It trusts its node, and ends when its node is gone.
+//! nothing else: no keys, no network, no store. It trusts its node, and ends when its node is gone. With `--run` it only enters the
+//! sandbox, and then becomes a program of the owner's.
+
+mod launch;
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -30,6 +33,9 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
         }
     };
     start.show_models();
+    if matches!(start.then, Then::Run(_)) {
+        launch::guard_group();
+    }
     let shelf = match &start.models {
         Some(folder) => Shelf::of(Models::at(folder)),
         None => Shelf::empty(),
@@ -44,6 +50,7 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
     let ended = match start.then {
         Then::Work => run(start.threads, shelf, std::io::stdout()),
         Then::Report => say_report(&report),
+        Then::Run(command) => return launch::run(&command),
         #[cfg(all(target_os = "linux", any(feature = "crash-points", debug_assertions)))]
         Then::Probe => super::sandbox::probe::run().map_err(LaborError::Pipe),
     };
@@ -66,11 +73,12 @@ struct Start {
 }
 
 /// What it does in its sandbox.
-#[derive(Clone, Copy)]
 enum Then {
     Work,
     /// Say what the sandbox is, and exit.
     Report,
+    /// Become this program.
+    Run(Vec<OsString>),
     /// What a test tells it.
     #[cfg(all(target_os = "linux", any(feature = "crash-points", debug_assertions)))]
     Probe,
@@ -87,7 +95,14 @@ impl Start {
         let mut words = args.iter();
         while let Some(word) = words.next() {
             let usage = "usage: worker [--sandbox off|none|partial|full] [--allow-read PATH] [--allow-exec PATH] \
-                [--allow-device PATH] [--memory-bytes N] [--models DIR] [--threads N]; this command is started by the node";
+                [--allow-device PATH] [--memory-bytes N] [--models DIR] [--threads N] [--run PROGRAM ARG...]; this command is \
+                started by the node";
+            if word == "--run" {
+                // The stacks of as many threads as it could have, since its own `--threads` is the program's.
+                start.threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+                start.then = Then::Run(words.cloned().collect());
+                break;
+            }
             let (Some(flag), Some(value)) = (word.to_str(), words.next()) else {
                 return Err(usage.to_owned());
             };

@@ -148,7 +148,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
     if whose != identity.public().npub {
         return Err(NodeError::StoreForeign { npub: whose });
     }
-    workers::describe(&config, &home).await?;
+    workers::describe(&config, &home, &program, &sandbox).await?;
     let confined = match survey {
         Some(survey) => survey.await.ok(),
         None => None,
@@ -525,6 +525,7 @@ fn permissions(config: &Config, sandbox: SandboxLevel) -> Result<Permissions, Id
             .into(),
         rules: set.rule.iter().map(rule).collect::<Result<_, _>>()?,
         sandbox,
+        skill_sandbox: workers::skill_sandboxes(),
     })
 }
 

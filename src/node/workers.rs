@@ -1,11 +1,15 @@
 //! What a start settles about workers: how they are confined, and which programs of the owner's own are skills. Knows the
 //! configuration and the room of labor; must not know peers, tasks or leases.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::config::{Config, ConfigError, Home};
-use crate::labor::sandbox::Sandbox;
-use crate::labor::skills::own::{self, Own};
+use serde_json::{Value, json};
+
+use crate::config::{Config, ConfigError, Home, SandboxLevel};
+use crate::labor::sandbox::{Sandbox, program};
+use crate::labor::skills::Skill as _;
+use crate::labor::skills::own::{self, Launch, Own};
 
 /// How the owner wants workers to be confined.
 ///
@@ -13,19 +17,8 @@ use crate::labor::skills::own::{self, Own};
 /// `config_invalid` for a path that would show them this home.
 pub(super) fn sandbox(config: &Config, home: &Home) -> Result<Sandbox, ConfigError> {
     let labor = &config.labor;
-    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let root = real(home.root());
     for path in labor.sandbox_read.iter().chain(&labor.sandbox_devices) {
-        let path_real = real(Path::new(path));
-        if root.starts_with(&path_real) || path_real.starts_with(&root) {
-            let reason = format!("`{path}` shows this home to workers; name folders beside it");
-            return Err(ConfigError::Invalid {
-                path: home.config_file(),
-                key: "labor.sandbox_read".to_owned(),
-                line: None,
-                reason,
-            });
-        }
+        hides(home, "labor.sandbox_read", Path::new(path))?;
     }
     let paths = |list: &[String]| list.iter().map(Into::into).collect();
     let sandbox = Sandbox {
@@ -43,25 +36,53 @@ pub(super) fn sandbox(config: &Config, home: &Home) -> Result<Sandbox, ConfigErr
     Ok(sandbox)
 }
 
-/// Asks the programs of the owner's own skills what they are. One that does not say it is not offered, and the node starts without.
+/// That a path which workers may read does not show them this home.
+fn hides(home: &Home, key: &str, path: &Path) -> Result<(), ConfigError> {
+    if !program::shows(path, home.root()) {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(ConfigError::Invalid {
+        path: home.config_file(),
+        key: key.to_owned(),
+        line: None,
+        reason: format!("`{path}` shows this home to workers; name folders beside it"),
+    })
+}
+
+/// Asks the programs of the owner's own skills what they are, each in its sandbox. One that does not say it is not offered, and the
+/// node starts without. `legion` is this binary.
 ///
 /// # Errors
-/// `config_invalid` for the name of a built-in skill.
-pub(super) async fn describe(config: &Config, home: &Home) -> Result<(), ConfigError> {
-    own_names(config, home)?;
+/// As [`check_own_skills`].
+pub(super) async fn describe(
+    config: &Config,
+    home: &Home,
+    legion: &Path,
+    sandbox: &Sandbox,
+) -> Result<(), ConfigError> {
+    check_own_skills(config, home)?;
     if !config.labor.enabled {
         return Ok(());
     }
     let scratch = home.root().join("scratch");
-    let limit = config.labor.memory_limit_bytes;
-    let asked = config.skills.iter().map(|(name, skill)| {
-        let scratch = &scratch;
-        async move { (name, Own::describe(name, skill, limit, scratch).await) }
-    });
+    let launch = Launch {
+        legion,
+        sandbox,
+        home: home.root(),
+        scratch: &scratch,
+    };
     let mut described = Vec::new();
-    for (name, told) in futures_util::future::join_all(asked).await {
+    for (name, told) in describe_all(config, launch).await {
         match told {
-            Ok(skill) => described.push(skill),
+            Ok(skill) => {
+                let (level, missing) = (skill.sandbox.level, skill.sandbox.missing.join(", "));
+                if level < SandboxLevel::Full {
+                    let level = level.as_str();
+                    tracing::warn!(skill = %name, level, missing, "the skill's sandbox is not full");
+                }
+                described.push(skill)
+            }
             Err((code, message)) => {
                 tracing::warn!(skill = %name, code, message, "a skill of the owner's is not offered")
             }
@@ -71,18 +92,99 @@ pub(super) async fn describe(config: &Config, home: &Home) -> Result<(), ConfigE
     Ok(())
 }
 
-/// That no skill of the owner's hides a built-in one.
+/// What the program of each of the owner's skills says of itself now, or why it does not.
+type Described = Vec<(String, Result<Own, (&'static str, String)>)>;
+
+async fn describe_all(config: &Config, launch: Launch<'_>) -> Described {
+    let asked = config.skills.iter().map(|(name, skill)| async move {
+        (name.clone(), Own::describe(name, skill, launch).await)
+    });
+    futures_util::future::join_all(asked).await
+}
+
+/// The same without a node: what `legion skills` shows. First each skill as it is advertised, with its sandbox; then name, code and
+/// message of those that are not.
+///
+/// # Errors
+/// As [`check_own_skills`].
+pub async fn own_skills(
+    config: &Config,
+    home: &Home,
+) -> Result<(Vec<Value>, Vec<String>), ConfigError> {
+    check_own_skills(config, home)?;
+    let sandbox = sandbox(config, home)?;
+    let legion = std::env::current_exe().unwrap_or_default();
+    // A node that runs on this home has its own folders there.
+    let scratch = home.root().join("scratch");
+    let scratch = scratch.join(format!("skills-{}", std::process::id()));
+    let launch = Launch {
+        legion: &legion,
+        sandbox: &sandbox,
+        home: home.root(),
+        scratch: &scratch,
+    };
+    let (mut offered, mut silent) = (Vec::new(), Vec::new());
+    for (name, told) in describe_all(config, launch).await {
+        match told {
+            Ok(own) => {
+                let mut shown = json!(own.info());
+                if let Some(fields) = shown.as_object_mut() {
+                    fields.insert("sandbox".to_owned(), json!(own.sandbox));
+                }
+                offered.push(shown);
+            }
+            Err((code, message)) => silent.push(format!("{name}: {code}: {message}")),
+        }
+    }
+    let _ = std::fs::remove_dir_all(scratch);
+    Ok((offered, silent))
+}
+
+/// What confines each of the owner's skills in this process.
+pub(super) fn skill_sandboxes() -> BTreeMap<String, SandboxLevel> {
+    let own = own::registered().iter();
+    own.map(|skill| (skill.id().to_owned(), skill.sandbox.level))
+        .collect()
+}
+
+/// The same for people: what is missing, too.
+pub(super) fn skill_sandboxes_shown() -> Value {
+    let own = own::registered().iter();
+    own.map(|skill| (skill.id().to_owned(), json!(skill.sandbox)))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
+/// That no skill of the owner's hides a built-in one, and none is shown this home.
 ///
 /// # Errors
 /// `config_invalid`.
-pub fn own_names(config: &Config, home: &Home) -> Result<(), ConfigError> {
-    match config.skills.keys().find(|name| own::is_built_in(name)) {
-        None => Ok(()),
-        Some(name) => Err(ConfigError::Invalid {
-            path: home.config_file(),
-            key: format!("skills.{name}"),
-            line: None,
-            reason: "a built-in skill has this name; choose another one".to_owned(),
-        }),
+pub fn check_own_skills(config: &Config, home: &Home) -> Result<(), ConfigError> {
+    for (name, skill) in &config.skills {
+        if own::is_built_in(name) {
+            return Err(ConfigError::Invalid {
+                path: home.config_file(),
+                key: format!("skills.{name}"),
+                line: None,
+                reason: "a built-in skill has this name; choose another one".to_owned(),
+            });
+        }
+        if !skill.sandbox || !config.labor.sandbox {
+            continue;
+        }
+        let key = |field: &str| format!("skills.{name}.{field}");
+        for (field, paths) in [
+            ("read", &skill.read),
+            ("exec", &skill.exec),
+            ("devices", &skill.devices),
+        ] {
+            for path in paths {
+                hides(home, &key(field), Path::new(path))?;
+            }
+        }
+        for file in program::files(&skill.command) {
+            hides(home, &key("command"), &file)?;
+        }
     }
+    Ok(())
 }

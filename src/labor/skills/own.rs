@@ -4,6 +4,7 @@
 //! A job of an own skill has one unit: the result as JSON text. Nothing is computed twice, so a result is checked against the
 //! schema that the program described, and its assurance is `schema`. Who has no such skill configured checks nothing: `none`.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -11,8 +12,10 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{Plan, Skill, SkillError, SkillInfo, schema};
-use crate::config::OwnSkill;
+use crate::config::{OwnSkill, SandboxLevel};
 use crate::labor::frames::WorkerSkill;
+use crate::labor::sandbox::program::Reach;
+use crate::labor::sandbox::{Sandbox, SandboxReport, survey};
 use crate::labor::supervisor::{Supervisor, SupervisorConfig, WorkerClass, WorkerEvent};
 
 /// A program has this long to say who it is.
@@ -35,11 +38,46 @@ pub fn register(skills: Vec<Own>) {
 #[derive(Debug)]
 pub struct Own {
     info: SkillInfo,
-    /// The program.
+    /// What to start: this binary, which confines itself and becomes the owner's program.
     pub program: PathBuf,
-    /// Its arguments.
-    pub args: Vec<String>,
+    /// Its arguments, up to and with the owner's command.
+    pub args: Vec<OsString>,
+    /// What confines the program.
+    pub sandbox: SandboxReport,
     output_max_bytes: u64,
+    answer_max_bytes: u64,
+}
+
+/// Where and how programs of the owner's are started.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch<'a> {
+    /// This very binary.
+    pub legion: &'a Path,
+    /// How the built-in worker is confined: its switch, memory and (in tests) what it lacks. Its paths are not the program's.
+    pub sandbox: &'a Sandbox,
+    /// The folder that no program shall see.
+    pub home: &'a Path,
+    /// A folder to work in.
+    pub scratch: &'a Path,
+}
+
+impl Launch<'_> {
+    /// How the program of a skill is confined.
+    fn sandbox(&self, owned: &OwnSkill, program: &Path) -> Sandbox {
+        let args = owned.command.get(1..).unwrap_or_default();
+        let Reach { mut read, mut exec } = Reach::of(program, args, self.home);
+        read.extend(owned.read.iter().map(PathBuf::from));
+        exec.extend(owned.exec.iter().map(PathBuf::from));
+        Sandbox {
+            on: self.sandbox.on && owned.sandbox,
+            at_least: SandboxLevel::None,
+            read,
+            exec,
+            devices: owned.devices.iter().map(PathBuf::from).collect(),
+            memory_bytes: self.sandbox.memory_bytes,
+            lacks: self.sandbox.lacks.clone(),
+        }
+    }
 }
 
 /// The built-in skill that this name would hide, if it is one.
@@ -48,7 +86,7 @@ pub fn is_built_in(name: &str) -> bool {
 }
 
 impl Own {
-    /// Starts the owner's program, asks what it is, and ends it again. `scratch` is a folder for this call alone.
+    /// Starts the owner's program in its sandbox, asks what it is, and ends it again.
     ///
     /// # Errors
     /// `worker_start`, `worker_exited`, `worker_garbage`, `worker_memory` as of any worker, `worker_hung` if it says nothing, `skill_undescribed` if it
@@ -56,20 +94,37 @@ impl Own {
     pub async fn describe(
         name: &str,
         owned: &OwnSkill,
-        memory_limit_bytes: u64,
-        scratch: &Path,
+        launch: Launch<'_>,
     ) -> Result<Self, (&'static str, String)> {
         let (first, args) = (owned.command.split_first())
             .ok_or_else(|| ("worker_start", "no program is named".to_owned()))?;
-        let program = found(first);
+        let owners = found(first);
+        if !owners.is_file() {
+            let text = format!("there is no program `{}`", owners.display());
+            return Err(("worker_start", text));
+        }
+        let folder = launch.scratch.join(format!("describe-{name}"));
+        let mut sandbox = launch.sandbox(owned, &owners);
+        let report = survey(launch.legion, &sandbox, &folder).await;
+        // It never runs with less than what the owner and the peers are told.
+        sandbox.at_least = report.level;
+        let mut words: Vec<OsString> = args.iter().map(Into::into).collect();
+        let mut program = owners;
+        // A build without labor gives it no jobs, and only asks what its results must look like.
+        if cfg!(feature = "labor") {
+            let started = [OsString::from("--run"), program.into()];
+            let start = [OsString::from("worker")].into_iter().chain(sandbox.args());
+            words.splice(0..0, start.chain(started));
+            program = launch.legion.to_owned();
+        }
         let config = SupervisorConfig {
             program: program.clone(),
-            args: args.iter().map(Into::into).collect(),
+            args: words.clone(),
             class: WorkerClass::Own,
             threads: 1,
-            memory_limit_bytes,
+            memory_limit_bytes: launch.sandbox.memory_bytes,
             hang_timeout_ms: DESCRIBE_WITHIN.as_millis() as u64,
-            scratch_dir: scratch.join(format!("describe-{name}")),
+            scratch_dir: folder,
         };
         let skills = describe(config).await?;
         let told = skills.into_iter().find(|skill| skill.id == name);
@@ -80,8 +135,10 @@ impl Own {
         Ok(Self {
             info: info(told)?,
             program,
-            args: args.to_vec(),
+            args: words,
+            sandbox: report,
             output_max_bytes: owned.output_max_bytes,
+            answer_max_bytes: owned.answer_max_bytes(),
         })
     }
 
@@ -175,11 +232,9 @@ impl Skill for Own {
 
     fn plan(&self, input: &Value) -> Result<Plan, SkillError> {
         schema::check(&self.info.input_schema, input, "input").map_err(SkillError::input)?;
-        // The result stands in the answer twice: as it is, and as the unit's bytes in base64.
-        let most = self.output_max_bytes;
         Ok(Plan {
             units: 1,
-            output_bytes_max: most.saturating_add(most.div_ceil(3).saturating_mul(4)),
+            output_bytes_max: self.answer_max_bytes,
             canonical_input: input.clone(),
             seed: 0,
             units_per_checkpoint: 1,

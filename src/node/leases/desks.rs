@@ -37,7 +37,7 @@ pub(in crate::node) async fn run(
         let (sender, receiver) = mpsc::unbounded_channel();
         let settings = LaborSettings {
             program: skill.program.clone(),
-            args: skill.args.iter().map(Into::into).collect(),
+            args: skill.args.clone(),
             scratch: scratch(&settings.scratch, skill.id()),
             ..settings.clone()
         };
