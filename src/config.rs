@@ -21,7 +21,7 @@ pub use sections::{
     Labor, Limits, Log, LogFormat, LogLevel, Market, OnCancel, Owner, Pow, StoreQuotas,
     Verification,
 };
-pub use skills::OwnSkill;
+pub use skills::{Endpoint, OwnSkill};
 
 /// The commented default, as it lies in the repository and as `legion init` writes it into a home.
 pub const TEMPLATE: &str = include_str!("../config/legion.toml");

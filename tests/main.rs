@@ -6,6 +6,8 @@ mod support {
     pub(crate) mod liar;
     #[cfg(feature = "relay")]
     pub(crate) mod npm_relay;
+    #[cfg(all(feature = "relay", feature = "labor"))]
+    pub(crate) mod openai;
     pub(crate) mod shape;
     #[cfg(all(feature = "relay", feature = "labor"))]
     pub(crate) mod stranger;

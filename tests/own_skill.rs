@@ -1,6 +1,7 @@
 //! Skills of the owner's own: a program of 40 lines is lent like any other skill, and one that misbehaves hurts itself alone.
 
 mod confined;
+mod openai;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -20,7 +20,7 @@ const ROOMS: [&str; 13] = [
 const STRANGERS: [&str; 4] = ["carrier", "relay", "labor", "store"];
 
 /// Crates that belong to some rooms only.
-const CRATES: [(&str, &[&str]); 10] = [
+const CRATES: [(&str, &[&str]); 11] = [
     ("nostr", &["wire", "identity", "carrier", "relay", "node"]),
     ("nostr_sdk", &["carrier", "relay"]),
     ("nostr_relay_builder", &["relay"]),
@@ -31,6 +31,7 @@ const CRATES: [(&str, &[&str]); 10] = [
     ("landlock", &["labor"]),
     ("safetensors", &["labor"]),
     ("tokenizers", &["labor"]),
+    ("hyper", &["relay", "labor"]),
 ];
 
 /// Names that would let time, chance, order or rounding into a decision.

@@ -3,6 +3,7 @@
 //! sandbox, and then becomes a program of the owner's.
 
 mod launch;
+mod openai;
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -36,6 +37,13 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
     if matches!(start.then, Then::Run(_)) {
         launch::guard_group();
     }
+    let backend = match start.backend() {
+        Ok(backend) => backend,
+        Err(message) => {
+            eprintln!("{message}");
+            return ExitCode::from(2);
+        }
+    };
     let shelf = match &start.models {
         Some(folder) => Shelf::of(Models::at(folder)),
         None => Shelf::empty(),
@@ -47,12 +55,15 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
         eprintln!("the sandbox here is {level}, less than the node counts on; missing: {missing}");
         return ExitCode::FAILURE;
     }
-    let ended = match start.then {
-        Then::Work => run(start.threads, shelf, std::io::stdout()),
-        Then::Report => say_report(&report),
-        Then::Run(command) => return launch::run(&command),
+    let ended = match (start.then, backend) {
+        (Then::Work, None) => run(start.threads, shelf, std::io::stdout()),
+        (Then::Work, Some(backend)) => backend.work(),
+        (Then::Reach, Some(backend)) => backend.reach(),
+        (Then::Reach, None) => return ExitCode::from(2),
+        (Then::Report, _) => say_report(&report),
+        (Then::Run(command), _) => return launch::run(&command),
         #[cfg(all(target_os = "linux", any(feature = "crash-points", debug_assertions)))]
-        Then::Probe => super::sandbox::probe::run().map_err(LaborError::Pipe),
+        (Then::Probe, _) => super::sandbox::probe::run().map_err(LaborError::Pipe),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -69,6 +80,8 @@ struct Start {
     /// The folder of the register of models.
     models: Option<PathBuf>,
     sandbox: Sandbox,
+    /// The server that it passes its jobs on to.
+    openai: openai::Settings,
     then: Then,
 }
 
@@ -79,6 +92,8 @@ enum Then {
     Report,
     /// Become this program.
     Run(Vec<OsString>),
+    /// Say whether the server of `--openai` answers, and exit.
+    Reach,
     /// What a test tells it.
     #[cfg(all(target_os = "linux", any(feature = "crash-points", debug_assertions)))]
     Probe,
@@ -90,12 +105,13 @@ impl Start {
             threads: 1,
             models: None,
             sandbox: Sandbox::default(),
+            openai: openai::Settings::default(),
             then: Then::Work,
         };
         let mut words = args.iter();
         while let Some(word) = words.next() {
             let usage = "usage: worker [--sandbox off|none|partial|full] [--allow-read PATH] [--allow-exec PATH] \
-                [--allow-device PATH] [--memory-bytes N] [--models DIR] [--threads N] [--run PROGRAM ARG...]; this command is \
+                [--allow-device PATH] [--memory-bytes N] [--models DIR] [--threads N] [--openai URL --skill NAME --model NAME ...] [--run PROGRAM ARG...]; this command is \
                 started by the node";
             if word == "--run" {
                 // The stacks of as many threads as it could have, since its own `--threads` is the program's.
@@ -116,13 +132,22 @@ impl Start {
                 }
                 "--models" => start.models = Some(value.into()),
                 "--then" if value == "report" => start.then = Then::Report,
+                "--then" if value == "reach" => start.then = Then::Reach,
                 #[cfg(all(target_os = "linux", any(feature = "crash-points", debug_assertions)))]
                 "--then" if value == "probe" => start.then = Then::Probe,
                 flag if start.sandbox.take(flag, value)? => {}
+                flag if start.openai.take(flag, value)? => {}
                 _ => return Err(usage.to_owned()),
             }
         }
         Ok(start)
+    }
+
+    /// What has to be had of a server's before the sandbox.
+    fn backend(&mut self) -> Result<Option<openai::Prepared>, String> {
+        let settings = std::mem::take(&mut self.openai);
+        let wanted = settings.is_set() && matches!(self.then, Then::Work | Then::Reach);
+        wanted.then(|| openai::prepare(settings)).transpose()
     }
 
     /// What the skills read: the register of models, and the files that it names now. One that is added later is out of reach
@@ -143,16 +168,15 @@ fn say_report(report: &SandboxReport) -> Result<(), LaborError> {
     Ok(writeln!(std::io::stdout(), "{line}")?)
 }
 
-/// One thread reads, this one works: it sees a stop between any two units.
-fn run(threads: u32, shelf: Shelf, stdout: impl Write) -> Result<(), LaborError> {
-    let (sender, inbox) = channel();
+/// Reads frames in a thread of its own and hands them on, until nobody takes one. The process ends with its stdin.
+fn hear_frames(hand_on: impl Fn(ToWorker) -> bool + Send + 'static) -> Result<(), LaborError> {
     let reader = std::thread::Builder::new().name("frames".to_owned());
     reader.spawn(move || {
         let mut stdin = std::io::stdin().lock();
         loop {
             match frames::read(&mut stdin) {
                 Ok(Some(message)) => {
-                    if sender.send(message).is_err() {
+                    if !hand_on(message) {
                         return;
                     }
                 }
@@ -165,6 +189,13 @@ fn run(threads: u32, shelf: Shelf, stdout: impl Write) -> Result<(), LaborError>
             }
         }
     })?;
+    Ok(())
+}
+
+/// One thread reads, this one works: it sees a stop between any two units.
+fn run(threads: u32, shelf: Shelf, stdout: impl Write) -> Result<(), LaborError> {
+    let (sender, inbox) = channel();
+    hear_frames(move |message| sender.send(message).is_ok())?;
     Worker {
         inbox,
         stdout,

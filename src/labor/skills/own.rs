@@ -1,8 +1,10 @@
-//! Skills of the owner's own: programs that the configuration names, described by themselves. Here is what a node knows of one
+//! Skills of the owner's own: programs that the configuration names, described by themselves, and models behind servers. Here is what a node knows of one
 //! between describing it once, at its start, and giving jobs to it. It must not know what such a program does.
 //!
 //! A job of an own skill has one unit: the result as JSON text. Nothing is computed twice, so a result is checked against the
 //! schema that the program described, and its assurance is `schema`. Who has no such skill configured checks nothing: `none`.
+
+pub mod chat;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -11,8 +13,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use self::chat::Chat;
 use super::{Plan, Skill, SkillError, SkillInfo, schema};
-use crate::config::{OwnSkill, SandboxLevel};
+use crate::config::{Endpoint, OwnSkill};
 use crate::labor::frames::WorkerSkill;
 use crate::labor::sandbox::program::Reach;
 use crate::labor::sandbox::{Sandbox, SandboxReport, survey};
@@ -20,6 +23,15 @@ use crate::labor::supervisor::{Supervisor, SupervisorConfig, WorkerClass, Worker
 
 /// A program has this long to say who it is.
 const DESCRIBE_WITHIN: Duration = Duration::from_secs(10);
+
+/// What a server of the owner's does wrong: not there, an answer other than 200, silence, no answer at all, or one without end.
+pub const BACKEND_CODES: [&str; 5] = [
+    "backend_unreachable",
+    "backend_refused",
+    "backend_stalled",
+    "backend_garbage",
+    "backend_endless",
+];
 
 /// The owner's skills, set once: the configuration is that of the whole process, and changes with its next start.
 static REGISTERED: OnceLock<Vec<Own>> = OnceLock::new();
@@ -46,6 +58,8 @@ pub struct Own {
     pub sandbox: SandboxReport,
     output_max_bytes: u64,
     answer_max_bytes: u64,
+    /// What its schemas cannot say of its inputs, if it is a model's.
+    chat: Option<Chat>,
 }
 
 /// Where and how programs of the owner's are started.
@@ -63,19 +77,55 @@ pub struct Launch<'a> {
 
 impl Launch<'_> {
     /// How the program of a skill is confined.
-    fn sandbox(&self, owned: &OwnSkill, program: &Path) -> Sandbox {
+    fn sandbox_of(&self, owned: &OwnSkill, program: &Path) -> Sandbox {
         let args = owned.command.get(1..).unwrap_or_default();
         let Reach { mut read, mut exec } = Reach::of(program, args, self.home);
         read.extend(owned.read.iter().map(PathBuf::from));
         exec.extend(owned.exec.iter().map(PathBuf::from));
         Sandbox {
-            on: self.sandbox.on && owned.sandbox,
-            at_least: SandboxLevel::None,
             read,
             exec,
             devices: owned.devices.iter().map(PathBuf::from).collect(),
+            ..self.sandbox_plain(owned)
+        }
+    }
+
+    /// How a worker of our own for this skill is confined that needs no path at all.
+    fn sandbox_plain(&self, owned: &OwnSkill) -> Sandbox {
+        Sandbox {
+            on: self.sandbox.on && owned.sandbox,
             memory_bytes: self.sandbox.memory_bytes,
             lacks: self.sandbox.lacks.clone(),
+            ..Sandbox::default()
+        }
+    }
+
+    /// Asks the server of a skill whether it is there, from within its sandbox; that is folder `folder`.
+    async fn reach(&self, words: &[OsString], folder: &Path) -> Result<(), (&'static str, String)> {
+        let asked = tokio::process::Command::new(self.legion)
+            .args(words)
+            .args(["--then", "reach"])
+            .env_clear()
+            .current_dir(folder)
+            .stdin(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = match tokio::time::timeout(DESCRIBE_WITHIN, asked).await {
+            Ok(Ok(output)) => output,
+            _ => return Err(("worker_start", "nobody could ask its server".to_owned())),
+        };
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let message = said.get("message").and_then(Value::as_str);
+        match (said.get("code").and_then(Value::as_str), message) {
+            (None, _) if said.is_object() => Ok(()),
+            (Some(code), Some(message)) => {
+                let known = BACKEND_CODES.iter().find(|known| **known == code);
+                Err((known.unwrap_or(&"worker_garbage"), message.to_owned()))
+            }
+            _ => {
+                let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+                Err(("worker_start", text))
+            }
         }
     }
 }
@@ -86,16 +136,19 @@ pub fn is_built_in(name: &str) -> bool {
 }
 
 impl Own {
-    /// Starts the owner's program in its sandbox, asks what it is, and ends it again.
+    /// Starts the owner's program in its sandbox, asks what it is, and ends it again; or asks the owner's server whether it is there.
     ///
     /// # Errors
-    /// `worker_start`, `worker_exited`, `worker_garbage`, `worker_memory` as of any worker, `worker_hung` if it says nothing, `skill_undescribed` if it
+    /// [`BACKEND_CODES`] of a server; of a program `worker_start`, `worker_exited`, `worker_garbage`, `worker_memory` as of any worker, `worker_hung` if it says nothing, `skill_undescribed` if it
     /// speaks of other skills or says no schemas, `schema_invalid` if these are not understood.
     pub async fn describe(
         name: &str,
         owned: &OwnSkill,
         launch: Launch<'_>,
     ) -> Result<Self, (&'static str, String)> {
+        if owned.is_openai() {
+            return Self::served(name, owned, launch).await;
+        }
         let (first, args) = (owned.command.split_first())
             .ok_or_else(|| ("worker_start", "no program is named".to_owned()))?;
         let owners = found(first);
@@ -104,7 +157,7 @@ impl Own {
             return Err(("worker_start", text));
         }
         let folder = launch.scratch.join(format!("describe-{name}"));
-        let mut sandbox = launch.sandbox(owned, &owners);
+        let mut sandbox = launch.sandbox_of(owned, &owners);
         let report = survey(launch.legion, &sandbox, &folder).await;
         // It never runs with less than what the owner and the peers are told.
         sandbox.at_least = report.level;
@@ -137,8 +190,49 @@ impl Own {
             program,
             args: words,
             sandbox: report,
-            output_max_bytes: owned.output_max_bytes,
+            output_max_bytes: owned.result_max_bytes(),
             answer_max_bytes: owned.answer_max_bytes(),
+            chat: None,
+        })
+    }
+
+    /// A model behind a server: a worker of our own passes jobs on to it. All that is told of it stands in the configuration.
+    async fn served(
+        name: &str,
+        owned: &OwnSkill,
+        launch: Launch<'_>,
+    ) -> Result<Self, (&'static str, String)> {
+        let endpoint = Endpoint::parse(&owned.openai);
+        let endpoint = endpoint.map_err(|reason| ("backend_unreachable", reason.to_owned()))?;
+        let chat = Chat {
+            model: owned.model.clone(),
+            max_output_tokens: owned.max_output_tokens,
+        };
+        let mut sandbox = Sandbox {
+            tcp: Some(endpoint.port),
+            ..launch.sandbox_plain(owned)
+        };
+        let folder = launch.scratch.join(format!("describe-{name}"));
+        let mut words = Vec::new();
+        let mut report = None;
+        // A build without labor gives it no jobs, and only knows what its results must look like.
+        if cfg!(feature = "labor") {
+            let found = survey(launch.legion, &sandbox, &folder).await;
+            sandbox.at_least = found.level;
+            words = backend_words(name, owned, &sandbox);
+            let reached = launch.reach(&words, &folder).await;
+            let _ = std::fs::remove_dir_all(&folder);
+            reached?;
+            report = Some(found);
+        }
+        Ok(Self {
+            info: chat.info(name),
+            program: launch.legion.to_owned(),
+            args: words,
+            sandbox: report.unwrap_or_else(|| SandboxReport::without("worker_start")),
+            output_max_bytes: owned.result_max_bytes(),
+            answer_max_bytes: owned.answer_max_bytes(),
+            chat: Some(chat),
         })
     }
 
@@ -155,6 +249,26 @@ impl Own {
             .map_err(|reason| fault("output_invalid", reason))?;
         Ok(output)
     }
+}
+
+/// The command line of the worker that passes jobs on. The key itself is in its file alone.
+fn backend_words(name: &str, owned: &OwnSkill, sandbox: &Sandbox) -> Vec<OsString> {
+    let mut words: Vec<OsString> = vec!["worker".into()];
+    words.extend(sandbox.args());
+    for (flag, value) in [
+        ("--openai", owned.openai.clone()),
+        ("--skill", name.to_owned()),
+        ("--model", owned.model.clone()),
+        ("--api-key-file", owned.api_key_file.clone()),
+        ("--max-output-tokens", owned.max_output_tokens.to_string()),
+        ("--result-max-bytes", owned.result_max_bytes().to_string()),
+        ("--timeout-ms", owned.timeout_ms.to_string()),
+    ] {
+        if !value.is_empty() {
+            words.extend([flag.into(), value.into()]);
+        }
+    }
+    words
 }
 
 /// The program of a name without a folder, as the node's own `PATH` has it: the worker's environment is empty.
@@ -231,7 +345,12 @@ impl Skill for Own {
     }
 
     fn plan(&self, input: &Value) -> Result<Plan, SkillError> {
-        schema::check(&self.info.input_schema, input, "input").map_err(SkillError::input)?;
+        match &self.chat {
+            Some(chat) => chat.check(input)?,
+            None => {
+                schema::check(&self.info.input_schema, input, "input").map_err(SkillError::input)?
+            }
+        }
         Ok(Plan {
             units: 1,
             output_bytes_max: self.answer_max_bytes,
