@@ -162,7 +162,7 @@ impl Sandbox {
 pub struct SandboxReport {
     /// How much of it.
     pub level: SandboxLevel,
-    /// The layers that are not there, by the names of the table above; `landlock_truncate` and `landlock_scope` are parts of
+    /// The layers that are not there, by the names of the table above; `landlock_truncate`, `landlock_scope` and `landlock_net` are parts of
     /// it that an older kernel lacks, `network` means that it may connect to one port, as the owner wants,
     /// `single_thread` that another thread escaped, `switched_off` the owner's wish,
     /// and `worker_start` that no worker could be asked.

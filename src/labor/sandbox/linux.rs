@@ -114,6 +114,9 @@ fn confine_files(sandbox: &Sandbox) -> Vec<&'static str> {
     if effective_abi < ABI::V6 && !sandbox.exec.is_empty() {
         missing.push("landlock_scope");
     }
+    if effective_abi < ABI::V4 && sandbox.tcp.is_some() {
+        missing.push("landlock_net");
+    }
     missing
 }
 
