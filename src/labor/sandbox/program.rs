@@ -53,11 +53,20 @@ pub fn files(args: &[String]) -> impl Iterator<Item = PathBuf> {
 
 /// Whether who may read `path` could read something of the folder `hidden`, or lies in it.
 pub fn shows(path: &Path, hidden: &Path) -> bool {
-    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let (path, hidden) = (real(path), real(hidden));
-    // What cannot be resolved is judged by its words, and these must not go back up.
+    let (path, hidden) = (resolved(path), resolved(hidden));
+    // What is not there is judged by its words, and these must not go back up.
     let climbs = path.components().any(|part| part == Component::ParentDir);
     climbs || hidden.starts_with(&path) || path.starts_with(&hidden)
+}
+
+/// The path without links, as far as it is there.
+fn resolved(path: &Path) -> PathBuf {
+    let mut above = path.ancestors();
+    let found = above.find_map(|known| {
+        let rest = path.strip_prefix(known).ok()?;
+        Some(known.canonicalize().ok()?.join(rest))
+    });
+    found.unwrap_or_else(|| path.to_owned())
 }
 
 #[cfg(test)]
@@ -134,6 +143,7 @@ mod tests {
             home.join("keys"),
             home.join("absent"),
             link.join("keys"),
+            link.join("absent"),
             PathBuf::from("/"),
             PathBuf::from("/absent/../home"),
         ] {

@@ -169,7 +169,14 @@ impl Desk {
                     Some(message) => self.hear(message)?,
                     None => return Ok(()),
                 },
-                Some((job, end)) = ended.recv() => self.end(job, end)?,
+                Some((job, end)) = ended.recv() => {
+                    let lost = matches!(&end, Err(error) if error.code == "backend_unreachable");
+                    self.end(job, end)?;
+                    // The next job begins with a new worker, which resolves the name anew.
+                    if lost && self.client.is_named() && self.jobs.is_empty() {
+                        return Ok(());
+                    }
+                }
                 _ = beat.tick(), if !self.jobs.is_empty() => {
                     for job in self.jobs.keys() {
                         say(&ToNode::Progress { job: *job, units_done: 0, units_total: 1 })?;

@@ -101,6 +101,11 @@ impl Client {
         }
     }
 
+    /// Whether another look might find the server elsewhere: only before the sandbox can a name be resolved.
+    pub(super) fn is_named(&self) -> bool {
+        self.endpoint.host.parse::<std::net::IpAddr>().is_err()
+    }
+
     /// Whether a server answers there and takes the key. What it answers is of no interest, nor whether it lists models at all.
     pub(super) async fn reach(&self) -> Result<(), SkillError> {
         let mut open = self.send(Method::GET, "/models", String::new()).await?;
