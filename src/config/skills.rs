@@ -174,12 +174,16 @@ impl OwnSkill {
         check_range(&table, 0, &[("output_max_bytes", self.output_max_bytes)])?;
         // What could not be sent is better refused here than after it was computed.
         let reason = format!(
-            "an answer carries a result twice, and limits.payload_bytes allows {payload_bytes} bytes: take {} at most",
+            "an answer carries a result twice, and limits.payload_bytes allows {payload_bytes} bytes: a result has {} at most, a token counts as 16",
             payload_bytes / 7 * 3
         );
+        let key = match self.output_max_bytes {
+            0 if self.is_openai() => "max_output_tokens",
+            _ => "output_max_bytes",
+        };
         check(
             self.answer_max_bytes() <= payload_bytes,
-            &format!("{table}.output_max_bytes"),
+            &format!("{table}.{key}"),
             &reason,
         )
     }
@@ -282,7 +286,7 @@ mod tests {
             ),
             (
                 "[skills.chat]\nopenai = \"http://127.0.0.1/v1\"\nmodel = \"m\"\nmax_output_tokens = 1000000\n",
-                "skills.chat.output_max_bytes",
+                "skills.chat.max_output_tokens",
             ),
         ] {
             let Err(ConfigError::Invalid { key, line, .. }) =
@@ -291,7 +295,8 @@ mod tests {
                 panic!("taken: {bad}")
             };
             assert_eq!(key, wrong);
-            assert!(line.is_some(), "{bad}");
+            // What is missing stands in no line.
+            assert!(line.is_some() || wrong == "skills.chat.model", "{bad}");
         }
     }
 
