@@ -7,7 +7,9 @@ mod home;
 mod permissions;
 mod relays;
 mod sections;
+mod skills;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +21,7 @@ pub use sections::{
     Labor, Limits, Log, LogFormat, LogLevel, Market, OnCancel, Owner, Pow, StoreQuotas,
     Verification,
 };
+pub use skills::{Endpoint, OwnSkill};
 
 /// The commented default, as it lies in the repository and as `legion init` writes it into a home.
 pub const TEMPLATE: &str = include_str!("../config/legion.toml");
@@ -47,6 +50,9 @@ pub struct Config {
     pub permissions: Permissions,
     /// The worker process.
     pub labor: Labor,
+    /// Skills of the owner's own, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub skills: BTreeMap<String, OwnSkill>,
     /// How results are checked before they are paid.
     pub verification: Verification,
     /// NIP-13 proof of work on wraps to pools.
@@ -67,6 +73,7 @@ impl Default for Config {
             market: Market::default(),
             permissions: Permissions::default(),
             labor: Labor::default(),
+            skills: BTreeMap::new(),
             verification: Verification::default(),
             pow: Pow::default(),
             store: StoreQuotas::default(),
@@ -148,6 +155,9 @@ impl Config {
         self.market.validate()?;
         self.permissions.validate()?;
         self.labor.validate()?;
+        for (name, skill) in &self.skills {
+            skill.validate(name, self.limits.payload_bytes)?;
+        }
         self.verification.validate()?;
         self.pow.validate()
     }

@@ -120,8 +120,9 @@ impl LaborError {
 /// The worker process: what the hidden subcommand `legion worker` runs. Reads frames on stdin until it ends.
 ///
 /// `args` are the words after the subcommand: `--threads N` (default 1), `--models DIR` (the home's register of models; without it
-/// there are none), and those of [`Sandbox::args`]. Exit codes: 0 when stdin ended, 1 on a broken pipe or protocol or a sandbox
-/// below the level asked for, 2 on a wrong argument or without the feature `labor`.
+/// there are none), those of [`Sandbox::args`], and last `--run PROGRAM ARG...`: it becomes that program. Exit codes: 0 when stdin
+/// ended, 1 on a broken pipe or protocol or a sandbox below the level asked for, 2 on a wrong argument or without the feature
+/// `labor`, 127 when the program cannot be started, else the program's.
 pub fn worker_main(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
     #[cfg(feature = "labor")]
     {

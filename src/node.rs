@@ -24,6 +24,7 @@ pub mod sealer;
 pub mod start;
 pub mod transfer;
 pub mod view;
+mod workers;
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -31,6 +32,7 @@ use std::sync::mpsc::Sender;
 use tokio::sync::Semaphore;
 
 pub use start::{NodeError, NodeParts, up};
+pub use workers::{check_own_skills, own_skills};
 
 /// The way into the loop. Facts always fit; arrivals wait for room, so that a flood slows the socket and not the node.
 #[derive(Clone)]

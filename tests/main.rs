@@ -6,6 +6,8 @@ mod support {
     pub(crate) mod liar;
     #[cfg(feature = "relay")]
     pub(crate) mod npm_relay;
+    #[cfg(all(feature = "relay", feature = "labor"))]
+    pub(crate) mod openai;
     pub(crate) mod shape;
     #[cfg(all(feature = "relay", feature = "labor"))]
     pub(crate) mod stranger;
@@ -30,6 +32,8 @@ mod hostile;
 mod labor;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod outage;
+#[cfg(all(feature = "relay", feature = "labor"))]
+mod own_skill;
 #[cfg(all(feature = "relay", feature = "labor"))]
 mod owner;
 #[cfg(all(feature = "relay", feature = "labor"))]

@@ -30,6 +30,23 @@ pub(crate) fn offered(models: &Path) -> Vec<Value> {
         .collect()
 }
 
+/// That no skill of the owner's hides a built-in one or is shown this home.
+pub(crate) fn check_own_skills(
+    config: &crate::config::Config,
+    home: &crate::config::Home,
+) -> Result<(), CliError> {
+    Ok(crate::node::check_own_skills(config, home)?)
+}
+
+/// The owner's own skills, as their programs describe them now, each with its `sandbox`; of one that does not, its name, code
+/// and message.
+pub(crate) async fn own_skills(
+    config: &crate::config::Config,
+    home: &crate::config::Home,
+) -> Result<(Vec<Value>, Vec<String>), CliError> {
+    Ok(crate::node::own_skills(config, home).await?)
+}
+
 /// What `legion models` does to the register in a folder.
 // A build without labor reads no order: it refuses them all.
 #[cfg_attr(not(feature = "labor"), allow(dead_code))]

@@ -3,9 +3,9 @@
 use clap::Subcommand;
 use serde_json::json;
 
-use super::Context;
 use super::error::CliError;
 use super::output::Reply;
+use super::{Context, adapters};
 use crate::config::Config;
 
 #[derive(clap::Args)]
@@ -26,6 +26,7 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
     let home = context.home()?;
     let path = home.config_file();
     let config = Config::load(home)?;
+    adapters::check_own_skills(&config, home)?;
     let relays = config.relay_list(home)?.relays;
     let found = path.exists();
     let origin = if found {

@@ -342,14 +342,21 @@ pub(crate) fn status(view: &Value) -> String {
         "cores for foreign work: {}\n",
         cell(view, "/cores")
     ));
-    if let Some(sandbox) = view.get("sandbox").filter(|sandbox| sandbox.is_object()) {
+    let sandboxes = [("worker".to_owned(), view.get("sandbox"))];
+    let own = view.get("skill_sandbox").and_then(Value::as_object);
+    let own =
+        (own.into_iter().flatten()).map(|(name, found)| (format!("skill {name}"), Some(found)));
+    for (of, sandbox) in sandboxes.into_iter().chain(own) {
+        let Some(sandbox) = sandbox.filter(|sandbox| sandbox.is_object()) else {
+            continue;
+        };
         let missing: Vec<String> = items(sandbox, "missing").iter().map(scalar).collect();
         let missing = match missing.as_slice() {
             [] => String::new(),
             missing => format!("; missing: {}", missing.join(", ")),
         };
         let level = cell(sandbox, "/level");
-        text.push_str(&format!("sandbox of the worker: {level}{missing}\n"));
+        text.push_str(&format!("sandbox of the {of}: {level}{missing}\n"));
     }
     let counts = |name: &str| {
         let counts = view

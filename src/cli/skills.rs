@@ -1,19 +1,33 @@
 //! `legion skills`: what this machine can do, with the schemas of input and output. It needs no running node. A skill
-//! whose model is missing is left out, as it is in what the node advertises.
+//! whose model is missing, or whose program does not describe it, is left out, as it is in what the node advertises.
 
 use serde_json::{Value, json};
 
 use super::error::CliError;
-use super::output::Reply;
-use super::{Context, adapters, render};
+use super::output::{self, Reply};
+use super::{Context, Threads, adapters, block_on, render};
 
-/// `{skills:[{id,name,description,tags,input_schema,output_schema,unit_price_mc,implementation}]}`.
+/// `{skills:[{id,name,description,tags,input_schema,output_schema,unit_price_mc,implementation}]}`, and of the owner's own skills
+/// `sandbox:{level,missing}`.
 pub(crate) fn run(context: &Context) -> Result<Reply, CliError> {
-    let catalog = adapters::offered(&context.home()?.models_dir());
+    let home = context.home()?;
+    let config = context.config()?;
+    adapters::check_own_skills(&config, home)?;
+    let mut catalog = adapters::offered(&home.models_dir());
+    if config.labor.enabled && !config.skills.is_empty() {
+        let (own, silent) = block_on(Threads::One, async {
+            adapters::own_skills(&config, home).await
+        })?;
+        catalog.extend(own);
+        for line in silent {
+            output::note(&format!("not offered: {line}"));
+        }
+    }
     let text = if catalog.is_empty() {
         "no skills: this program was built without labor".to_owned()
     } else {
-        render::table(&["SKILL", "PRICE MC", "INPUT"], catalog.iter().map(row))
+        let columns = ["SKILL", "PRICE MC", "INPUT", "SANDBOX"];
+        render::table(&columns, catalog.iter().map(row))
     };
     Ok(Reply::new(json!({ "skills": catalog }), text))
 }
@@ -30,7 +44,10 @@ fn row(skill: &Value) -> Vec<String> {
         .pointer("/input_schema/properties")
         .and_then(Value::as_object);
     let names = fields.map(|fields| fields.keys().cloned().collect::<Vec<_>>().join(" "));
-    [text("id"), text("unit_price_mc"), names]
+    // A built-in skill's is the worker's, of which `legion status` speaks.
+    let sandbox = skill.pointer("/sandbox/level").and_then(Value::as_str);
+    let sandbox = Some(sandbox.unwrap_or("worker").to_owned());
+    [text("id"), text("unit_price_mc"), names, sandbox]
         .map(Option::unwrap_or_default)
         .to_vec()
 }

@@ -284,7 +284,7 @@ impl Node {
             return Err(refused.retry_at(Some(now.saturating_add(2_000))));
         }
         self.credit(&peer, total, permission.budget_mc)?;
-        self.policy.permissions.admits_sandbox(&permission)?;
+        self.policy.permissions.admits_sandbox(&permission, skill)?;
         Ok(Deal {
             tier: peer.tier,
             units,

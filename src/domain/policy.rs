@@ -134,6 +134,8 @@ pub struct Permissions {
     pub rules: Vec<Rule>,
     /// What confines this node's workers.
     pub sandbox: SandboxLevel,
+    /// What confines the programs of the owner's own skills, each by its skill, instead.
+    pub skill_sandbox: BTreeMap<String, SandboxLevel>,
 }
 
 impl Permissions {
@@ -170,12 +172,12 @@ impl Permissions {
             })
     }
 
-    /// Whether this node's workers are confined as far as `permission` wants it.
+    /// Whether what works on `skill` here is confined as far as `permission` wants it.
     ///
     /// # Errors
     /// `sandbox_required`.
-    pub fn admits_sandbox(&self, permission: &Permission) -> Result<(), Refused> {
-        let here = self.sandbox;
+    pub fn admits_sandbox(&self, permission: &Permission, skill: &str) -> Result<(), Refused> {
+        let here = *self.skill_sandbox.get(skill).unwrap_or(&self.sandbox);
         match permission.sandbox_at_least.filter(|least| here < *least) {
             None => Ok(()),
             Some(least) => Err(Refused::new(
@@ -357,6 +359,7 @@ mod tests {
             tier: BTreeMap::from([("trusted".to_owned(), permission)]),
             rules: Vec::new(),
             sandbox: SandboxLevel::None,
+            skill_sandbox: BTreeMap::new(),
         }
     }
 
@@ -465,7 +468,7 @@ mod tests {
         let served = |all: &mut Permissions, here| {
             all.sandbox = here;
             let wanted = all.of(&p, "a");
-            all.admits_sandbox(&wanted).map_err(|e| e.code)
+            all.admits_sandbox(&wanted, "a").map_err(|e| e.code)
         };
         let refused = Err("sandbox_required".to_owned());
         assert_eq!(served(&mut all, None), refused);
@@ -479,7 +482,16 @@ mod tests {
         // Who wants nothing gets work anywhere, and so do the owner's own nodes.
         let own = all.of(&peer("p", Tier::Own, "worker"), "a");
         all.sandbox = None;
-        assert!(all.admits_sandbox(&own).is_ok());
+        assert!(all.admits_sandbox(&own, "a").is_ok());
+        // A program of the owner's has a sandbox of its own: the worker's says nothing of it.
+        all.sandbox = Full;
+        all.skill_sandbox.insert("a".to_owned(), Partial);
+        let wanted = all.of(&p, "a");
+        assert!(all.admits_sandbox(&wanted, "a").is_err());
+        all.skill_sandbox.insert("a".to_owned(), Full);
+        all.sandbox = None;
+        assert!(all.admits_sandbox(&wanted, "a").is_ok());
+        assert!(all.admits_sandbox(&wanted, "b").is_err());
     }
 
     #[test]

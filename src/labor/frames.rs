@@ -15,7 +15,7 @@
 //! | `start` | `job` u64, `skill`, `input`, `units`, `threads` (0 = all), `foreign` bool, `checkpoint` bytes or null, `checkpoint_every_units` (0 = never), `answers` (absent if there are none) | begin. `units` is `"all"`, or `{"only":[i,...]}` to compute just these (verification) |
 //! | `soft_stop` | `job`, `deadline_ms` | stop after the current unit and answer `stopped`; the node kills when the deadline passes |
 //!
-//! The program is started with its configured arguments, then `--threads N`: the most threads it may use.
+//! The program is started with its configured arguments, then `--threads N`: the most threads it may use. It is in its sandbox by then.
 //! There is no kill frame: the node kills the process group. When stdin ends, the worker exits at once.
 //!
 //! **Worker to node**
@@ -30,6 +30,11 @@
 //! | `stopped` | `job`, `checkpoint` bytes, `units_done`, `executed_units` | after `soft_stop`; start again with this checkpoint |
 //! | `delegate` | `job`, `call`, `skill`, `input`, `peer` (may be absent), `state` bytes, `units_done`, `executed_units` | this run is over; start again with the answer |
 //! | `failed` | `job`, `code`, `message` | the job is over, the worker goes on |
+//!
+//! Each of `skills` is `{"id","implementation"}`; a program of the owner's (`[skills.NAME]`) adds `input_schema`, `output_schema`
+//! (JSON Schema, see `labor::skills::schema` for the part of it that is understood) and, if it likes, `description`. Its jobs have
+//! one unit, whose bytes are the result as JSON text. It may answer `soft_stop` with an empty checkpoint and 0 units: then the job
+//! starts from nothing when it goes on. If it does not answer in time it gets SIGTERM, and a second later SIGKILL.
 //!
 //! **Delegation.** A skill may give a part of its job to another node: it sends `delegate` in place of a result, and forgets the
 //! job. `skill` and `input` are what it asks for, `peer` (npub or hex) of whom; without `peer` the part is offered to the first
@@ -160,13 +165,22 @@ pub struct AnswerError {
 }
 
 /// A skill of a worker, as `described` lists it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WorkerSkill {
     /// The skill's id.
     pub id: String,
     /// Its implementation version.
     pub implementation: String,
+    /// For people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    /// JSON Schema of the input; the owner's own skills must say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_schema: Option<Value>,
+    /// JSON Schema of the result; the owner's own skills must say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_schema: Option<Value>,
 }
 
 /// Worker to node.

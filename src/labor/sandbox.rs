@@ -13,7 +13,8 @@
 //! | `rlimits` | core dumps, endless files, memory far above the limit between two looks of the watchdog | Linux |
 //!
 //! Not taken away: time, its own cores, its pipes, names and sizes of files that it can guess (`stat` is not Landlock's), and
-//! what a hole in the kernel gives. A program in another language is a worker too, but does not sandbox itself.
+//! what a hole in the kernel gives. A program of the owner's is started through `legion worker --run`, which enters the sandbox and
+//! becomes that program: [`program`] says what it may reach.
 
 #[cfg(all(feature = "labor", target_os = "linux"))]
 mod filter;
@@ -25,6 +26,7 @@ mod linux;
     any(feature = "crash-points", debug_assertions)
 ))]
 pub(crate) mod probe;
+pub mod program;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -50,6 +52,8 @@ pub struct Sandbox {
     pub exec: Vec<PathBuf>,
     /// Device files that it may read, write and control, for example `/dev/nvidia0`.
     pub devices: Vec<PathBuf>,
+    /// The TCP port that it may connect to, of any host: the layer `network` is then missing.
+    pub tcp: Option<u16>,
     /// The watchdog's limit; the system itself stops the worker at a little over twice as much. 0: no such stop.
     pub memory_bytes: u64,
     /// Layers to do without, as if the system had none: debug builds only, for tests.
@@ -64,6 +68,7 @@ impl Default for Sandbox {
             read: Vec::new(),
             exec: Vec::new(),
             devices: Vec::new(),
+            tcp: None,
             memory_bytes: 0,
             lacks: Vec::new(),
         }
@@ -95,6 +100,9 @@ impl Sandbox {
                 words.extend([flag.into(), path.clone().into()]);
             }
         }
+        if let Some(port) = self.tcp {
+            words.extend(["--allow-tcp".into(), port.to_string().into()]);
+        }
         if !self.lacks.is_empty() {
             words.extend(["--lacks".into(), self.lacks.join(",").into()]);
         }
@@ -118,6 +126,10 @@ impl Sandbox {
             "--allow-read" => self.read.push(path),
             "--allow-exec" => self.exec.push(path),
             "--allow-device" => self.devices.push(path),
+            "--allow-tcp" => {
+                let port = value.to_str().and_then(|number| number.parse().ok());
+                self.tcp = Some(port.ok_or("--allow-tcp takes a port")?);
+            }
             "--lacks" if cfg!(any(feature = "crash-points", debug_assertions)) => {
                 let layers = value.to_str().unwrap_or_default().split(',');
                 self.lacks.extend(layers.map(str::to_owned));
@@ -150,8 +162,9 @@ impl Sandbox {
 pub struct SandboxReport {
     /// How much of it.
     pub level: SandboxLevel,
-    /// The layers that are not there, by the names of the table above; `landlock_truncate` and `landlock_scope` are parts of
-    /// it that an older kernel lacks, `single_thread` means that another thread escaped, `switched_off` the owner's wish,
+    /// The layers that are not there, by the names of the table above; `landlock_truncate`, `landlock_scope` and `landlock_net` are parts of
+    /// it that an older kernel lacks, `network` means that it may connect to one port, as the owner wants,
+    /// `single_thread` that another thread escaped, `switched_off` the owner's wish,
     /// and `worker_start` that no worker could be asked.
     pub missing: Vec<String>,
 }
@@ -164,7 +177,9 @@ impl SandboxReport {
         let lacks = |layer: &str| missing.iter().any(|name| name == layer);
         let level = if missing.is_empty() {
             SandboxLevel::Full
-        } else if lacks("single_thread") || (lacks("landlock") && lacks("seccomp")) {
+        } else if lacks("single_thread")
+            || (lacks("landlock") && (lacks("seccomp") || lacks("network")))
+        {
             SandboxLevel::None
         } else {
             SandboxLevel::Partial
@@ -173,7 +188,7 @@ impl SandboxReport {
     }
 
     /// No sandbox at all, for this reason.
-    fn without(reason: &str) -> Self {
+    pub(crate) fn without(reason: &str) -> Self {
         Self {
             level: SandboxLevel::None,
             missing: vec![reason.to_owned()],
@@ -223,6 +238,7 @@ mod tests {
             read: vec!["/a b".into(), "/c".into()],
             exec: vec!["/bin".into()],
             devices: vec!["/dev/nvidia0".into()],
+            tcp: Some(11434),
             memory_bytes: 1 << 30,
             lacks: vec!["landlock".into(), "seccomp".into()],
         };
@@ -249,6 +265,9 @@ mod tests {
         }
         assert_eq!(level(&["landlock", "seccomp"]), SandboxLevel::None);
         assert_eq!(level(&["single_thread"]), SandboxLevel::None);
+        assert_eq!(level(&["network"]), SandboxLevel::Partial);
+        assert_eq!(level(&["network", "seccomp"]), SandboxLevel::Partial);
+        assert_eq!(level(&["network", "landlock"]), SandboxLevel::None);
         let report = serde_json::to_value(SandboxReport::of(["landlock"])).unwrap();
         assert_eq!(
             report,

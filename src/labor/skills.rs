@@ -7,8 +7,10 @@
 #[cfg(any(feature = "crash-points", debug_assertions))]
 pub mod echo;
 pub mod embedding;
+pub mod own;
 #[cfg(any(feature = "crash-points", debug_assertions))]
 pub mod relay_ask;
+pub mod schema;
 pub mod simulation;
 
 use serde::de::DeserializeOwned;
@@ -21,7 +23,7 @@ use super::frames::Answer;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct SkillError {
-    /// `skill_unknown`, `input_invalid`, `units_invalid`, `compute_failed`, or of a model: `model_missing`, `model_changed`,
+    /// `skill_unknown`, `input_invalid`, `units_invalid`, `output_invalid`, `output_too_large`, `compute_failed`, or of a model: `model_missing`, `model_changed`,
     /// `model_invalid` and the others of [`super::LaborError`].
     pub code: &'static str,
     /// For a person.
@@ -245,8 +247,9 @@ fn is_public(skill: &dyn Skill) -> bool {
 
 /// Every skill that this program knows, whether this machine has what it needs or not.
 pub fn catalog() -> Vec<SkillInfo> {
+    let own = own::registered().iter().map(|skill| skill.info());
     let skills = registry().iter().filter(|skill| is_public(**skill));
-    skills.map(|skill| skill.info()).collect()
+    skills.map(|skill| skill.info()).chain(own).collect()
 }
 
 /// What this machine can do with the models registered in `models` (the folder `models/` of a home), for its ads, its card and
@@ -282,9 +285,11 @@ pub fn recompute_input(skill: &str, input: &Value, theirs: &[u8]) -> Value {
 
 /// Find a skill by id; code `skill_unknown`.
 pub fn find(skill: &str) -> Result<&'static dyn Skill, SkillError> {
+    let own = own::registered().iter().map(|known| known as &dyn Skill);
     registry()
         .iter()
         .copied()
+        .chain(own)
         .find(|known| known.id() == skill)
         .ok_or_else(|| SkillError::unknown(skill))
 }

@@ -1,5 +1,9 @@
 //! The worker process: reads frames on stdin, works its jobs unit by unit in turn, writes frames on stdout. It holds Burn and
-//! nothing else: no keys, no network, no store. It trusts its node, and ends when its node is gone.
+//! nothing else: no keys, no network, no store. It trusts its node, and ends when its node is gone. With `--run` it only enters the
+//! sandbox, and then becomes a program of the owner's.
+
+mod launch;
+mod openai;
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -30,6 +34,16 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
         }
     };
     start.show_models();
+    if matches!(start.then, Then::Run(_)) {
+        launch::guard_group();
+    }
+    let backend = match start.backend() {
+        Ok(backend) => backend,
+        Err(message) => {
+            eprintln!("{message}");
+            return ExitCode::from(2);
+        }
+    };
     let shelf = match &start.models {
         Some(folder) => Shelf::of(Models::at(folder)),
         None => Shelf::empty(),
@@ -41,11 +55,15 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
         eprintln!("the sandbox here is {level}, less than the node counts on; missing: {missing}");
         return ExitCode::FAILURE;
     }
-    let ended = match start.then {
-        Then::Work => run(start.threads, shelf, std::io::stdout()),
-        Then::Report => say_report(&report),
+    let ended = match (start.then, backend) {
+        (Then::Work, None) => run(start.threads, shelf, std::io::stdout()),
+        (Then::Work, Some(backend)) => backend.work(),
+        (Then::Reach, Some(backend)) => backend.reach(),
+        (Then::Reach, None) => return ExitCode::from(2),
+        (Then::Report, _) => say_report(&report),
+        (Then::Run(command), _) => return launch::run(&command),
         #[cfg(all(target_os = "linux", any(feature = "crash-points", debug_assertions)))]
-        Then::Probe => super::sandbox::probe::run().map_err(LaborError::Pipe),
+        (Then::Probe, _) => super::sandbox::probe::run().map_err(LaborError::Pipe),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -62,15 +80,20 @@ struct Start {
     /// The folder of the register of models.
     models: Option<PathBuf>,
     sandbox: Sandbox,
+    /// The server that it passes its jobs on to.
+    openai: openai::Settings,
     then: Then,
 }
 
 /// What it does in its sandbox.
-#[derive(Clone, Copy)]
 enum Then {
     Work,
     /// Say what the sandbox is, and exit.
     Report,
+    /// Become this program.
+    Run(Vec<OsString>),
+    /// Say whether the server of `--openai` answers, and exit.
+    Reach,
     /// What a test tells it.
     #[cfg(all(target_os = "linux", any(feature = "crash-points", debug_assertions)))]
     Probe,
@@ -82,12 +105,20 @@ impl Start {
             threads: 1,
             models: None,
             sandbox: Sandbox::default(),
+            openai: openai::Settings::default(),
             then: Then::Work,
         };
         let mut words = args.iter();
         while let Some(word) = words.next() {
             let usage = "usage: worker [--sandbox off|none|partial|full] [--allow-read PATH] [--allow-exec PATH] \
-                [--allow-device PATH] [--memory-bytes N] [--models DIR] [--threads N]; this command is started by the node";
+                [--allow-device PATH] [--memory-bytes N] [--models DIR] [--threads N] [--openai URL --skill NAME --model NAME ...] [--run PROGRAM ARG...]; this command is \
+                started by the node";
+            if word == "--run" {
+                // The stacks of as many threads as it could have, since its own `--threads` is the program's.
+                start.threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+                start.then = Then::Run(words.cloned().collect());
+                break;
+            }
             let (Some(flag), Some(value)) = (word.to_str(), words.next()) else {
                 return Err(usage.to_owned());
             };
@@ -101,13 +132,22 @@ impl Start {
                 }
                 "--models" => start.models = Some(value.into()),
                 "--then" if value == "report" => start.then = Then::Report,
+                "--then" if value == "reach" => start.then = Then::Reach,
                 #[cfg(all(target_os = "linux", any(feature = "crash-points", debug_assertions)))]
                 "--then" if value == "probe" => start.then = Then::Probe,
                 flag if start.sandbox.take(flag, value)? => {}
+                flag if start.openai.take(flag, value)? => {}
                 _ => return Err(usage.to_owned()),
             }
         }
         Ok(start)
+    }
+
+    /// What has to be had of a server's before the sandbox.
+    fn backend(&mut self) -> Result<Option<openai::Prepared>, String> {
+        let settings = std::mem::take(&mut self.openai);
+        let wanted = settings.is_set() && matches!(self.then, Then::Work | Then::Reach);
+        wanted.then(|| openai::prepare(settings)).transpose()
     }
 
     /// What the skills read: the register of models, and the files that it names now. One that is added later is out of reach
@@ -128,16 +168,15 @@ fn say_report(report: &SandboxReport) -> Result<(), LaborError> {
     Ok(writeln!(std::io::stdout(), "{line}")?)
 }
 
-/// One thread reads, this one works: it sees a stop between any two units.
-fn run(threads: u32, shelf: Shelf, stdout: impl Write) -> Result<(), LaborError> {
-    let (sender, inbox) = channel();
+/// Reads frames in a thread of its own and hands them on, until nobody takes one. The process ends with its stdin.
+fn hear_frames(hand_on: impl Fn(ToWorker) -> bool + Send + 'static) -> Result<(), LaborError> {
     let reader = std::thread::Builder::new().name("frames".to_owned());
     reader.spawn(move || {
         let mut stdin = std::io::stdin().lock();
         loop {
             match frames::read(&mut stdin) {
                 Ok(Some(message)) => {
-                    if sender.send(message).is_err() {
+                    if !hand_on(message) {
                         return;
                     }
                 }
@@ -150,6 +189,13 @@ fn run(threads: u32, shelf: Shelf, stdout: impl Write) -> Result<(), LaborError>
             }
         }
     })?;
+    Ok(())
+}
+
+/// One thread reads, this one works: it sees a stop between any two units.
+fn run(threads: u32, shelf: Shelf, stdout: impl Write) -> Result<(), LaborError> {
+    let (sender, inbox) = channel();
+    hear_frames(move |message| sender.send(message).is_ok())?;
     Worker {
         inbox,
         stdout,
@@ -263,6 +309,7 @@ impl<W: Write> Worker<W> {
                     .map(|skill| WorkerSkill {
                         id: skill.id().to_owned(),
                         implementation: skill.info().implementation.to_owned(),
+                        ..WorkerSkill::default()
                     })
                     .collect();
                 self.say(&ToNode::Described {
@@ -472,85 +519,4 @@ impl<W: Write> Worker<W> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-    use super::*;
-
-    struct Mined;
-
-    impl UnitRunner for Mined {
-        fn run(&mut self, unit: u32) -> Result<Vec<u8>, SkillError> {
-            if unit == 1 {
-                panic!("a mine")
-            } else {
-                Ok(vec![7])
-            }
-        }
-    }
-
-    fn job(id: u64, order: Vec<u32>) -> Job {
-        Job {
-            id,
-            runner: Box::new(Mined),
-            key: JobKey::new("mined", "mined/1", &serde_json::Value::Null, &order),
-            order,
-            done: Vec::new(),
-            resumed_from: 0,
-            checkpoint_every_units: 0,
-            answers: Vec::new(),
-            last_progress: Instant::now(),
-        }
-    }
-
-    /// The promise: jobs take turns unit by unit, and one that panics fails alone.
-    #[test]
-    fn a_panic_fails_one_job() {
-        let (sender, inbox) = channel();
-        let mut stdout = Vec::new();
-        let jobs = VecDeque::from([job(1, vec![0, 1]), job(2, vec![0, 2, 3])]);
-        drop(sender);
-        let (own, pools) = (jobs, CorePools::new(1));
-        let mut worker = Worker {
-            inbox,
-            stdout: &mut stdout,
-            pools,
-            shelf: Shelf::empty(),
-            own,
-            foreign: VecDeque::new(),
-        };
-        for _ in 0..5 {
-            worker.work_one_unit().unwrap();
-        }
-        let mut frames = stdout.as_slice();
-        let mut ends = Vec::new();
-        while let Some(frame) = frames::read::<ToNode>(&mut frames).unwrap() {
-            // On a slow machine a sign of life may stand in between.
-            if !matches!(frame, ToNode::Progress { .. }) {
-                ends.push(frame);
-            }
-        }
-        let units = vec![Bytes(vec![7]); 3];
-        let done = ToNode::Done {
-            job: 2,
-            units,
-            executed_units: 3,
-            resumed_from: 0,
-        };
-        let [
-            ToNode::Failed {
-                job: 1,
-                code,
-                message,
-            },
-            last,
-        ] = ends.as_slice()
-        else {
-            panic!("{ends:?}")
-        };
-        assert!(
-            code == "compute_failed" && message.contains("a mine"),
-            "{code}: {message}"
-        );
-        assert_eq!(*last, done);
-    }
-}
+mod tests;

@@ -4,10 +4,12 @@
 //! Either is started when first needed and ends with this process.
 
 mod checks;
+pub(super) mod desks;
 mod hops;
 mod stops;
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -19,22 +21,24 @@ use super::Mailbox;
 use super::order::{CheckOrder, Mail, Order};
 use super::results::{compare, finish, root_of};
 use crate::domain::step::{Findings, Input, LaborNews};
-use crate::labor::Sandbox;
 use crate::labor::frames::Units;
 use crate::labor::skills;
 use crate::labor::supervisor::{
     StartJob, Supervisor, SupervisorConfig, SupervisorHandle, WorkerClass, WorkerEvent,
 };
 
+/// What a worker may say of its machine; a proof's names have at most 256 bytes.
+const PROFILE_BYTES: usize = 200;
+
 /// How workers are run.
 #[derive(Debug, Clone)]
 pub struct LaborSettings {
     /// This node's Nostr key, hex.
     pub me: String,
-    /// The program: this binary.
+    /// The program: this binary, or one of the owner's.
     pub program: PathBuf,
-    /// How it is confined.
-    pub sandbox: Sandbox,
+    /// Its arguments.
+    pub args: Vec<OsString>,
     /// Threads of the owner's work, and of foreign work until the owner says otherwise.
     pub threads: u32,
     /// Memory limit, bytes.
@@ -151,15 +155,7 @@ impl Leases {
         if slot.is_none() {
             let config = SupervisorConfig {
                 program: self.settings.program.clone(),
-                args: [
-                    vec![
-                        "worker".into(),
-                        "--models".into(),
-                        self.settings.models.clone().into(),
-                    ],
-                    self.settings.sandbox.args(),
-                ]
-                .concat(),
+                args: self.settings.args.clone(),
                 class: if own {
                     WorkerClass::Own
                 } else {
@@ -387,7 +383,8 @@ impl Leases {
         let Some(station) = slot.as_mut() else { return };
         match event {
             WorkerEvent::Started { pid } => tracing::info!(pid, own, "worker started"),
-            WorkerEvent::Described { profile, .. } => {
+            WorkerEvent::Described { mut profile, .. } => {
+                profile.truncate(profile.floor_char_boundary(PROFILE_BYTES));
                 station.profile.clone_from(&profile);
                 if let Ok(mut status) = self.status.lock() {
                     *status = Some(profile);
@@ -459,7 +456,14 @@ impl Leases {
                 None => {}
             },
             WorkerEvent::Failed { job, code, message } => match station.jobs.remove(&job) {
-                Some(Job::Work { key, .. }) => self.news(key, LaborNews::Failed { code, message }),
+                Some(Job::Work { key, .. }) => {
+                    let code = if desks::is_code(&code) {
+                        code
+                    } else {
+                        "skill_failed".into()
+                    };
+                    self.news(key, LaborNews::Failed { code, message })
+                }
                 Some(other) => self.lost(other, &code),
                 None => {}
             },

@@ -13,13 +13,13 @@ use super::core::Core;
 use super::delivery::{Deliverer, OutboxState};
 use super::handlers::Handlers;
 use super::inbox::{self, Opener};
-use super::leases::{LaborSettings, Leases};
+use super::leases::{LaborSettings, desks};
 use super::order::{Counters, Mail, Outlets};
 use super::pools::Pools;
 use super::presence::Presence;
 use super::sealer::Sealer;
 use super::transfer::{self, Quota, TransferState, Transfers};
-use super::{Mailbox, clock, rows};
+use super::{Mailbox, clock, rows, workers};
 use crate::carrier::{CarrierConfig, CarrierError, RelayCarrier};
 use crate::config::{
     Config, ConfigError, Home, OnCancel, PermissionRule, SandboxLevel, TierPermission,
@@ -28,8 +28,10 @@ use crate::domain::policy::{Permission, Permissions, Policy, Rule, SkillFacts};
 use crate::domain::step::Input;
 use crate::identity::conversation::Conversations;
 use crate::identity::{Identity, IdentityError, parse_npub};
-use crate::labor::sandbox::{Sandbox, survey};
+use crate::labor::sandbox::survey;
 use crate::labor::skills;
+use crate::labor::skills::Skill as _;
+use crate::labor::skills::own;
 use crate::store::{Limits, Store, StoreError, StoreOptions};
 use crate::wire::binding::{Binding, BindingError};
 use crate::wire::verify::Keyring;
@@ -134,7 +136,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         .map(|r| r.url.clone())
         .collect();
     let program = std::env::current_exe()?;
-    let mut sandbox = sandbox(&config, &home)?;
+    let mut sandbox = workers::sandbox(&config, &home)?;
     // Its answer comes while the store opens.
     let survey = works(&config).then(|| {
         let (program, sandbox) = (program.clone(), sandbox.clone());
@@ -146,6 +148,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
     if whose != identity.public().npub {
         return Err(NodeError::StoreForeign { npub: whose });
     }
+    workers::describe(&config, &home, &program, &sandbox).await?;
     let confined = match survey {
         Some(survey) => survey.await.ok(),
         None => None,
@@ -288,8 +291,12 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
     let (cores_tx, cores_rx) = watch::channel(cores);
     let settings = LaborSettings {
         me: policy.me.clone(),
+        args: [
+            vec!["worker".into(), "--models".into(), home.models_dir().into()],
+            sandbox.args(),
+        ]
+        .concat(),
         program,
-        sandbox,
         threads: cores,
         memory_limit_bytes: config.labor.memory_limit_bytes,
         hang_timeout_ms: config.labor.hang_timeout_ms,
@@ -299,8 +306,9 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         models: home.models_dir(),
     };
     let profile: Arc<Mutex<Option<String>>> = Arc::default();
-    let leases = tokio::spawn(Leases::run(
+    let leases = tokio::spawn(desks::run(
         settings,
+        own::registered(),
         mailbox.clone(),
         labor_orders,
         profile.clone(),
@@ -429,42 +437,6 @@ fn works(config: &Config) -> bool {
     config.labor.enabled && cfg!(feature = "labor")
 }
 
-/// How the owner wants workers to be confined.
-///
-/// # Errors
-/// `config_invalid` for a path that would show them this home.
-fn sandbox(config: &Config, home: &Home) -> Result<Sandbox, ConfigError> {
-    let labor = &config.labor;
-    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let root = real(home.root());
-    for path in labor.sandbox_read.iter().chain(&labor.sandbox_devices) {
-        let path_real = real(Path::new(path));
-        if root.starts_with(&path_real) || path_real.starts_with(&root) {
-            let reason = format!("`{path}` shows this home to workers; name folders beside it");
-            return Err(ConfigError::Invalid {
-                path: home.config_file(),
-                key: "labor.sandbox_read".to_owned(),
-                line: None,
-                reason,
-            });
-        }
-    }
-    let paths = |list: &[String]| list.iter().map(Into::into).collect();
-    let sandbox = Sandbox {
-        on: labor.sandbox,
-        read: paths(&labor.sandbox_read),
-        devices: paths(&labor.sandbox_devices),
-        memory_bytes: labor.memory_limit_bytes,
-        ..Sandbox::default()
-    };
-    #[cfg(any(feature = "crash-points", debug_assertions))]
-    if let Ok(lacks) = std::env::var("LEGION_SANDBOX_LACKS") {
-        let lacks = lacks.split(',').map(str::to_owned).collect();
-        return Ok(Sandbox { lacks, ..sandbox });
-    }
-    Ok(sandbox)
-}
-
 fn quota(config: &Config) -> Quota {
     Quota {
         per_peer: usize::try_from(config.limits.transfers_per_peer).unwrap_or(usize::MAX),
@@ -485,7 +457,8 @@ fn policy(
     let market = &config.market;
     let offered = if works(config) {
         // A skill whose model is missing is not advertised.
-        skills::offered(models)
+        let own = own::registered().iter().map(|skill| skill.info());
+        skills::offered(models).into_iter().chain(own).collect()
     } else {
         Vec::new()
     };
@@ -556,6 +529,7 @@ fn permissions(config: &Config, sandbox: SandboxLevel) -> Result<Permissions, Id
             .into(),
         rules: set.rule.iter().map(rule).collect::<Result<_, _>>()?,
         sandbox,
+        skill_sandbox: workers::skill_sandboxes(),
     })
 }
 

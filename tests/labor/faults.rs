@@ -185,6 +185,51 @@ async fn hang_is_named() {
     assert_eq!((jobs, code), (vec![1], "worker_hung"), "{message}");
 }
 
+/// The promise: a program that does not hear the frame gets SIGTERM, in which it may still answer; one that does not hear that
+/// either is killed.
+#[tokio::test]
+async fn a_stop_is_asked_then_told_then_forced() {
+    let mut bench = fake(
+        r#"
+import signal
+def leave(*_):
+    say({"type": "stopped", "job": 1, "checkpoint": "AAAA", "units_done": 1, "executed_units": 1})
+    time.sleep(600)
+signal.signal(signal.SIGTERM, leave)
+describe(); read(); say({"type": "progress", "job": 1, "units_done": 0, "units_total": 1}); time.sleep(600)
+"#,
+    );
+    bench.handle.start(job(1, &input(10))).unwrap();
+    let pid = bench.pid().await;
+    bench
+        .wait_for(|event| matches!(event, WorkerEvent::Progress { .. }).then_some(()))
+        .await;
+    bench.handle.soft_stop(1, 1).unwrap();
+    let stopped = bench
+        .wait_for(|event| match event {
+            WorkerEvent::Stopped { checkpoint, .. } => Some(checkpoint.clone()),
+            _ => None,
+        })
+        .await;
+    assert_eq!(stopped, [0, 0, 0]);
+    let (jobs, code, _) = bench.exited().await;
+    assert_eq!((jobs, code), (vec![], "worker_hung"));
+    assert!(!is_alive(pid), "it was told to go");
+
+    let deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)
+describe(); read(); say({'type': 'progress', 'job': 1, 'units_done': 0, 'units_total': 1}); time.sleep(600)";
+    let mut bench = fake(deaf);
+    bench.handle.start(job(1, &input(10))).unwrap();
+    let pid = bench.pid().await;
+    bench
+        .wait_for(|event| matches!(event, WorkerEvent::Progress { .. }).then_some(()))
+        .await;
+    bench.handle.soft_stop(1, 1).unwrap();
+    let (jobs, code, message) = bench.exited().await;
+    assert_eq!((jobs, code), (vec![1], "worker_hung"), "{message}");
+    assert!(!is_alive(pid));
+}
+
 /// The promise: memory above the limit is `worker_memory`.
 #[tokio::test]
 async fn memory_is_named() {

@@ -445,6 +445,56 @@ fn what_is_needed_stays() {
     assert!(!said.contains("result"), "it was refused: {said}");
 }
 
+/// The promise: who may connect to one port connects to that one, over TCP, and still reaches no file of the home.
+#[test]
+fn one_port_is_one_port() {
+    let target = Target::start();
+    let listen = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (wanted, other) = (listen(), listen());
+    let port = |listener: &std::net::TcpListener| listener.local_addr().unwrap().port();
+    let allowed = port(&wanted).to_string();
+    let args = ["--allow-tcp", allowed.as_str()];
+    let report = report(&target.folder, &args);
+    assert!(is_missing(&report, "network") && report["level"] != "full");
+    let mut probe = Probe::start(&target.folder, &args);
+    let socket = |family: i32, kind: i32| {
+        let args = [json!(family), json!(kind), json!(0)];
+        attempt("", "have a socket", libc::SYS_socket, args)
+    };
+    let connect = |socket: i64, port: u16| {
+        let family = (libc::AF_INET as u16).to_ne_bytes();
+        let address = [&family[..], &port.to_be_bytes(), &[127, 0, 0, 1], &[0; 8]].concat();
+        let args = [json!(socket), json!(address), json!(16)];
+        attempt("", "connect", libc::SYS_connect, args)
+    };
+    let tcp = socket(libc::AF_INET, libc::SOCK_STREAM);
+    let first = probe.make(&tcp, true);
+    assert_eq!(probe.make(&connect(first, port(&wanted)), true), 0);
+    let second = probe.make(&tcp, false);
+    let astray = probe.make(&connect(second, port(&other)), false);
+    if is_missing(&report, "landlock") || is_missing(&report, "landlock_net") {
+        println!("THE SANDBOX HERE KNOWS NO PORTS: {report}");
+    } else {
+        assert_eq!(astray, -i64::from(libc::EACCES));
+    }
+    if !is_missing(&report, "seccomp") {
+        for (family, kind) in [
+            (libc::AF_INET, libc::SOCK_DGRAM),
+            (libc::AF_INET6, libc::SOCK_RAW),
+            (libc::AF_UNIX, libc::SOCK_STREAM),
+        ] {
+            let refused = probe.make(&socket(family, kind), false);
+            assert_eq!(refused, -i64::from(libc::EPERM), "{family} {kind}");
+        }
+    }
+    if !is_missing(&report, "landlock") && !is_missing(&report, "landlock_truncate") {
+        for attempt in target.on_files() {
+            let result = probe.make(&attempt, false);
+            assert!(result < 0, "it may {}", attempt.what);
+        }
+    }
+}
+
 /// The promise: a worker does not work with less than its node counts on.
 #[test]
 fn a_lower_level_than_promised_is_no_work() {

@@ -41,19 +41,19 @@ const UNKNOWN: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 
 /// Sockets: with none, there is no network. A connected pair could still send to somebody else's.
 const NETWORK: &[c_long] = &[
-    libc::SYS_socket,
     libc::SYS_socketpair,
-    libc::SYS_connect,
     libc::SYS_bind,
     libc::SYS_listen,
     libc::SYS_accept,
     libc::SYS_accept4,
-    libc::SYS_sendto,
     libc::SYS_sendmsg,
     libc::SYS_sendmmsg,
     libc::SYS_recvmsg,
     libc::SYS_recvmmsg,
 ];
+
+/// What a TCP client cannot do without. Which sockets there may be is judged by [`allow_tcp`], whom they reach by Landlock.
+const CLIENT: &[c_long] = &[libc::SYS_socket, libc::SYS_connect, libc::SYS_sendto];
 
 /// Other processes, first of all the node, and what is shared with them; and leaving the group that the node kills.
 const PROCESSES: &[c_long] = &[
@@ -184,11 +184,11 @@ const PROGRAMS: &[c_long] = &[
 const PROGRAMS: &[c_long] = &[libc::SYS_execve, libc::SYS_execveat];
 
 /// Puts the filter on this thread and all that it will start. Needs `no_new_privs`.
-pub(super) fn enter(programs: bool) -> io::Result<()> {
+pub(super) fn enter(programs: bool, client: bool) -> io::Result<()> {
     if ARCHITECTURE == 0 {
         return Err(io::ErrorKind::Unsupported.into());
     }
-    let mut program = assemble(programs, std::process::id());
+    let mut program = assemble(programs, client, std::process::id());
     let length = u16::try_from(program.len()).map_err(io::Error::other)?;
     let program = sock_fprog {
         len: length,
@@ -210,7 +210,7 @@ pub(super) fn enter(programs: bool) -> io::Result<()> {
     }
 }
 
-fn assemble(programs: bool, own_pid: u32) -> Vec<sock_filter> {
+fn assemble(programs: bool, client: bool, own_pid: u32) -> Vec<sock_filter> {
     let mut code = vec![
         load(AT_ARCHITECTURE),
         jump(BPF_JEQ, ARCHITECTURE, 1, 0),
@@ -222,7 +222,16 @@ fn assemble(programs: bool, own_pid: u32) -> Vec<sock_filter> {
     }
     code.extend([jump(BPF_JGT, LAST_KNOWN as u32, 0, 1), answer(UNKNOWN)]);
     let programs_refused = if programs { &[] } else { PROGRAMS };
-    for list in [NETWORK, PROCESSES, FILES, KERNEL, OLD, programs_refused] {
+    let client_refused = if client { &[] } else { CLIENT };
+    for list in [
+        NETWORK,
+        client_refused,
+        PROCESSES,
+        FILES,
+        KERNEL,
+        OLD,
+        programs_refused,
+    ] {
         for number in list {
             code.extend([jump(BPF_JEQ, *number as u32, 0, 1), answer(REFUSE)]);
         }
@@ -230,6 +239,9 @@ fn assemble(programs: bool, own_pid: u32) -> Vec<sock_filter> {
     // Its flags lie in memory, which a filter cannot read.
     let clone3 = 435;
     code.extend([jump(BPF_JEQ, clone3, 0, 1), answer(UNKNOWN)]);
+    if client {
+        allow_tcp(&mut code);
+    }
     // Nobody but the node decides when the worker's parent-death signal goes.
     refuse_where(
         &mut code,
@@ -268,6 +280,41 @@ fn refuse_where(code: &mut Vec<sock_filter>, number: c_long, compare: u32, value
         jump(BPF_JEQ, number as u32, 0, 4),
         load(AT_ARGUMENTS),
         jump(compare, value, 0, 1),
+        answer(REFUSE),
+        answer(ALLOW),
+    ]);
+}
+
+/// Sockets of TCP over IP alone: Landlock judges the ports of no other protocol. Nor does it judge whom a first packet goes to that is
+/// sent without a connection.
+fn allow_tcp(code: &mut Vec<sock_filter>) {
+    let (stream, flags) = (libc::SOCK_STREAM, [libc::SOCK_CLOEXEC, libc::SOCK_NONBLOCK]);
+    let [cloexec, nonblock] = flags;
+    let types = [
+        stream,
+        stream | cloexec,
+        stream | nonblock,
+        stream | cloexec | nonblock,
+    ];
+    let wanted: [&[i32]; 3] = [
+        &[libc::AF_INET, libc::AF_INET6],
+        &types,
+        &[0, libc::IPPROTO_TCP],
+    ];
+    let length: usize = wanted.iter().map(|values| values.len() + 2).sum();
+    code.push(jump(BPF_JEQ, libc::SYS_socket as u32, 0, length as u8 + 1));
+    for (argument, values) in (0..).zip(wanted) {
+        code.push(load(AT_ARGUMENTS + 8 * argument));
+        for (value, left) in values.iter().zip((1..=values.len() as u8).rev()) {
+            code.push(jump(BPF_JEQ, *value as u32, left, 0));
+        }
+        code.push(answer(REFUSE));
+    }
+    code.push(answer(ALLOW));
+    code.extend([
+        jump(BPF_JEQ, libc::SYS_sendto as u32, 0, 4),
+        load(AT_ARGUMENTS + 8 * 3),
+        jump(BPF_JSET, libc::MSG_FASTOPEN as u32, 0, 1),
         answer(REFUSE),
         answer(ALLOW),
     ]);
@@ -313,6 +360,10 @@ mod tests {
 
     /// The kernel's machine, as far as the filter uses it.
     fn verdict(code: &[sock_filter], architecture: u32, number: c_long, argument: u32) -> u32 {
+        verdict_of(code, architecture, number, &[argument, 0, 0, 0])
+    }
+
+    fn verdict_of(code: &[sock_filter], architecture: u32, number: c_long, all: &[u32]) -> u32 {
         let (mut at, mut held) = (0, 0);
         loop {
             let step = code[at];
@@ -325,7 +376,7 @@ mod tests {
                 held = match step.k {
                     AT_NUMBER => number as u32,
                     AT_ARCHITECTURE => architecture,
-                    AT_ARGUMENTS => argument,
+                    at if at >= AT_ARGUMENTS => all[(at - AT_ARGUMENTS) as usize / 8],
                     other => panic!("reads at {other}"),
                 };
                 continue;
@@ -345,9 +396,9 @@ mod tests {
     #[test]
     fn verdicts() {
         let ours = ARCHITECTURE;
-        let strict = assemble(false, 77);
-        let lenient = assemble(true, 77);
-        for number in [NETWORK, PROCESSES, FILES, KERNEL, OLD].concat() {
+        let strict = assemble(false, false, 77);
+        let lenient = assemble(true, false, 77);
+        for number in [NETWORK, CLIENT, PROCESSES, FILES, KERNEL, OLD].concat() {
             assert_eq!(verdict(&strict, ours, number, 0), REFUSE, "{number}");
             assert_eq!(verdict(&lenient, ours, number, 0), REFUSE, "{number}");
         }
@@ -396,5 +447,50 @@ mod tests {
             );
             assert_eq!(found, (in_strict, in_lenient), "{number} {argument}");
         }
+    }
+
+    /// The promise: a client has TCP over IP and nothing else, by no side way; all other rules stand as they were.
+    #[test]
+    fn a_client_s_verdicts() {
+        let client = assemble(false, true, 77);
+        let strict = assemble(false, false, 77);
+        let ours = ARCHITECTURE;
+        for number in [NETWORK, PROCESSES, FILES, KERNEL, OLD, PROGRAMS].concat() {
+            assert_eq!(verdict(&client, ours, number, 0), REFUSE, "{number}");
+        }
+        let judged = [
+            libc::SYS_prctl,
+            libc::SYS_clone,
+            libc::SYS_kill,
+            libc::SYS_read,
+        ];
+        for (number, argument) in judged.into_iter().flat_map(|n| [(n, 1), (n, 77)]) {
+            assert_eq!(
+                verdict(&client, ours, number, argument),
+                verdict(&strict, ours, number, argument)
+            );
+        }
+        assert_eq!(verdict(&client, ours, libc::SYS_connect, 3), ALLOW);
+        let socket = |family, kind, protocol| {
+            let all = [family, kind, protocol, 0].map(|word: i32| word as u32);
+            verdict_of(&client, ours, libc::SYS_socket, &all)
+        };
+        let (tcp, both) = (libc::SOCK_STREAM, libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK);
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            for kind in [tcp, tcp | both, tcp | libc::SOCK_CLOEXEC] {
+                assert_eq!(socket(family, kind, 0), ALLOW);
+                assert_eq!(socket(family, kind, libc::IPPROTO_TCP), ALLOW);
+            }
+            assert_eq!(socket(family, libc::SOCK_DGRAM | both, 0), REFUSE);
+            assert_eq!(socket(family, libc::SOCK_RAW, 0), REFUSE);
+            assert_eq!(socket(family, tcp, 262), REFUSE, "MPTCP");
+        }
+        for family in [libc::AF_UNIX, libc::AF_NETLINK, libc::AF_VSOCK] {
+            assert_eq!(socket(family, tcp, 0), REFUSE);
+        }
+        let send =
+            |flags: i32| verdict_of(&client, ours, libc::SYS_sendto, &[3, 0, 0, flags as u32]);
+        assert_eq!(send(libc::MSG_NOSIGNAL), ALLOW);
+        assert_eq!(send(libc::MSG_NOSIGNAL | libc::MSG_FASTOPEN), REFUSE);
     }
 }

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, PathBeneath, PathFd, Ruleset,
-    RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, NetPort, PathBeneath, PathFd,
+    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+    path_beneath_rules,
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
@@ -50,8 +51,11 @@ pub(super) fn enter(sandbox: &Sandbox, threads: u32) -> SandboxReport {
         missing.extend(confine_files(sandbox));
     }
     // Last, because it forbids some of what the others do.
-    if lacks("seccomp") || filter::enter(!sandbox.exec.is_empty()).is_err() {
+    if lacks("seccomp") || filter::enter(!sandbox.exec.is_empty(), sandbox.tcp.is_some()).is_err() {
         missing.push("seccomp");
+    }
+    if sandbox.tcp.is_some() {
+        missing.push("network");
     }
     SandboxReport::of(missing)
 }
@@ -110,6 +114,9 @@ fn confine_files(sandbox: &Sandbox) -> Vec<&'static str> {
     if effective_abi < ABI::V6 && !sandbox.exec.is_empty() {
         missing.push("landlock_scope");
     }
+    if effective_abi < ABI::V4 && sandbox.tcp.is_some() {
+        missing.push("landlock_net");
+    }
     missing
 }
 
@@ -122,6 +129,9 @@ fn restrict(sandbox: &Sandbox) -> Result<(RulesetStatus, LandlockStatus), Rulese
             | AccessFs::IoctlDev
             | AccessFs::ResolveUnix);
     let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
+    // A kernel before 6.7 does not know ports: there any can be reached.
+    let port = sandbox.tcp.into_iter();
+    let port = port.map(|port| Ok::<_, RulesetError>(NetPort::new(port, AccessNet::ConnectTcp)));
     let status = Ruleset::default()
         .handle_access(AccessFs::from_all(KNOWN))?
         .handle_access(AccessNet::from_all(KNOWN))?
@@ -136,6 +146,7 @@ fn restrict(sandbox: &Sandbox) -> Result<(RulesetStatus, LandlockStatus), Rulese
         .add_rules(rules(&sandbox.read, read))?
         .add_rules(rules(&sandbox.exec, read | AccessFs::Execute))?
         .add_rules(rules(&sandbox.devices, device))?
+        .add_rules(port)?
         .restrict_self()?;
     Ok((status.ruleset, status.landlock))
 }

@@ -1,7 +1,7 @@
 //! A worker that tries what it is told (debug builds only): tests hold the sandbox to its word with it. It enters the sandbox
 //! exactly as a working one does, and then makes raw system calls instead of reading frames. It must not know which are refused.
 //!
-//! One JSON object a line on stdin, `{"call": number, "args": [number or text, ...], "thread": bool}`, is answered with
+//! One JSON object a line on stdin, `{"call": number, "args": [number, text or list of bytes, ...], "thread": bool}`, is answered with
 //! `{"result": number, "errno": number}`.
 
 use std::ffi::CString;
@@ -25,6 +25,8 @@ struct Attempt {
 enum Argument {
     Number(libc::c_long),
     Text(CString),
+    /// A structure, for example an address.
+    Bytes(Vec<u8>),
 }
 
 pub(crate) fn run() -> std::io::Result<()> {
@@ -48,6 +50,7 @@ fn make(attempt: &Attempt) -> (libc::c_long, i32) {
         *word = match argument {
             Argument::Number(number) => *number,
             Argument::Text(text) => text.as_ptr() as libc::c_long,
+            Argument::Bytes(bytes) => bytes.as_ptr() as libc::c_long,
         };
     }
     let [a, b, c, d, e, f] = words;

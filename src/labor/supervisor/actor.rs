@@ -16,6 +16,8 @@ use crate::labor::skills::Wish;
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 /// The same while the worker has nothing to do.
 const IDLE_WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// Between SIGTERM and SIGKILL for a worker that did not stop when it was asked to.
+const TERM_GRACE: Duration = Duration::from_secs(1);
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const BACKOFF_LAST: Duration = Duration::from_secs(30);
 
@@ -27,6 +29,8 @@ pub(super) struct Actor {
     worker: Option<Worker>,
     described: bool,
     last_frame: Instant,
+    /// It got SIGTERM for a job that did not stop: until when it may end by itself, and what is said of it.
+    terminated: Option<(Instant, String)>,
     /// Jobs the worker has, with the deadline of a soft stop.
     running: BTreeMap<u64, Option<Instant>>,
     /// Jobs for the next worker, while there is none.
@@ -59,6 +63,7 @@ impl Actor {
             worker: None,
             described: false,
             last_frame: now,
+            terminated: None,
             running: BTreeMap::new(),
             waiting: VecDeque::new(),
             failures_in_a_row: 0,
@@ -234,6 +239,7 @@ impl Actor {
     async fn hear(&mut self, frame: Option<Result<ToNode, LaborError>>) {
         self.last_frame = Instant::now();
         let garbage = match frame {
+            None if self.terminated.is_some() => return self.end_terminated().await,
             None => {
                 return self
                     .end("worker_exited", "it ended by itself".to_owned())
@@ -241,7 +247,14 @@ impl Actor {
             }
             Some(Err(error)) => error.to_string(),
             Some(Ok(message)) => match self.accept(message) {
-                Ok(event) => return self.tell(event).await,
+                Ok(event) => {
+                    self.tell(event).await;
+                    // It has answered after all, but is on its way out: the next job gets a new one.
+                    if self.terminated.is_some() && self.running.is_empty() {
+                        self.end_terminated().await;
+                    }
+                    return;
+                }
                 Err(reason) => reason.to_owned(),
             },
         };
@@ -284,6 +297,12 @@ impl Actor {
                 )
                 .await;
         }
+        if let Some((end_by, _)) = &self.terminated {
+            if now > *end_by {
+                self.end_terminated().await;
+            }
+            return;
+        }
         let silence_ms = self.config.hang_timeout_ms;
         if !self.running.is_empty() && now > self.last_frame + Duration::from_millis(silence_ms) {
             return self
@@ -298,16 +317,22 @@ impl Actor {
             .iter()
             .find(|(_, stop_by)| stop_by.is_some_and(|stop_by| now > stop_by));
         if let Some(job) = late.map(|(job, _)| *job) {
-            self.end(
-                "worker_hung",
-                format!("it did not stop job {job} by the deadline"),
-            )
-            .await;
+            worker.terminate();
+            let message = format!("it did not stop job {job} by the deadline");
+            self.terminated = Some((now + TERM_GRACE, message));
+        }
+    }
+
+    /// SIGTERM was the last warning.
+    async fn end_terminated(&mut self) {
+        if let Some((_, message)) = self.terminated.take() {
+            self.end("worker_hung", message).await;
         }
     }
 
     /// Bury the worker, whatever state it is in, and tell which jobs went with it.
     async fn end(&mut self, code: &'static str, mut message: String) {
+        self.terminated = None;
         let jobs: Vec<u64> = std::mem::take(&mut self.running).into_keys().collect();
         let jobs = jobs
             .into_iter()

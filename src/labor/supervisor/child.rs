@@ -122,13 +122,22 @@ impl Worker {
         resident_bytes(self.pid)
     }
 
+    /// The last warning: SIGTERM to the process group.
+    pub(super) fn terminate(&self) {
+        self.signal_group(rustix::process::Signal::TERM);
+    }
+
     fn kill_group(&self) {
+        self.signal_group(rustix::process::Signal::KILL);
+    }
+
+    fn signal_group(&self, signal: rustix::process::Signal) {
         if let Some(group) = i32::try_from(self.pid)
             .ok()
             .and_then(rustix::process::Pid::from_raw)
         {
             // Fails only when the group is already empty.
-            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+            let _ = rustix::process::kill_process_group(group, signal);
         }
     }
 }

@@ -34,6 +34,8 @@ const MODELS: &str = "`legion models` lists this machine's, `legion models add D
 const CHAIN: &str = "ask whoever is to do the last part directly, with `--peer`";
 const WHY: &str = "`legion why ID` says why, per peer";
 
+const BACKEND: &str = "ask another peer, or this one later: its owner sees the server's side; `legion peers` lists them";
+
 const COPY: &str = "copy it again, from its first character to its last";
 const ASK_AGAIN: &str = "ask for a new one, by a way that you trust";
 const SAME_VERSION: &str = "use the same version of legion on both machines";
@@ -210,6 +212,19 @@ const FILES: &[Row] = &[
     ("model_name", FAULTY, MODELS),
     ("model_register", FAULTY, MODELS),
     ("model_io", FAULTY, PATH),
+    ("backend_unreachable", FAILED, BACKEND),
+    ("backend_refused", FAILED, BACKEND),
+    ("backend_stalled", FAILED, BACKEND),
+    (
+        "backend_garbage",
+        FAILED,
+        "the skill's server does not speak OpenAI's chat completions: ask another peer",
+    ),
+    (
+        "backend_endless",
+        FAILED,
+        "ask for less with max_tokens, or ask another peer",
+    ),
     ("io", FAULTY, PATH),
     (
         "system_refused",
@@ -503,6 +518,13 @@ mod tests {
             (exit_of("never_heard"), hint_of("never_heard").is_empty()),
             (1, false)
         );
+    }
+
+    #[test]
+    fn every_end_of_a_server_s_has_a_row() {
+        for code in crate::labor::skills::own::BACKEND_CODES {
+            assert!(known().any(|(known, ..)| known == code), "{code}");
+        }
     }
 
     #[test]

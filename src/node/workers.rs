@@ -1,0 +1,190 @@
+//! What a start settles about workers: how they are confined, and which programs of the owner's own are skills. Knows the
+//! configuration and the room of labor; must not know peers, tasks or leases.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::config::{Config, ConfigError, Home, SandboxLevel};
+use crate::labor::sandbox::{Sandbox, program};
+use crate::labor::skills::Skill as _;
+use crate::labor::skills::own::{self, Launch, Own};
+
+/// How the owner wants workers to be confined.
+///
+/// # Errors
+/// `config_invalid` for a path that would show them this home.
+pub(super) fn sandbox(config: &Config, home: &Home) -> Result<Sandbox, ConfigError> {
+    let labor = &config.labor;
+    for path in labor.sandbox_read.iter().chain(&labor.sandbox_devices) {
+        hides(home, "labor.sandbox_read", Path::new(path))?;
+    }
+    let paths = |list: &[String]| list.iter().map(Into::into).collect();
+    let sandbox = Sandbox {
+        on: labor.sandbox,
+        read: paths(&labor.sandbox_read),
+        devices: paths(&labor.sandbox_devices),
+        memory_bytes: labor.memory_limit_bytes,
+        ..Sandbox::default()
+    };
+    #[cfg(any(feature = "crash-points", debug_assertions))]
+    if let Ok(lacks) = std::env::var("LEGION_SANDBOX_LACKS") {
+        let lacks = lacks.split(',').map(str::to_owned).collect();
+        return Ok(Sandbox { lacks, ..sandbox });
+    }
+    Ok(sandbox)
+}
+
+/// That a path which workers may read does not show them this home.
+fn hides(home: &Home, key: &str, path: &Path) -> Result<(), ConfigError> {
+    if !program::shows(path, home.root()) {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(ConfigError::Invalid {
+        path: home.config_file(),
+        key: key.to_owned(),
+        line: None,
+        reason: format!("`{path}` shows this home to workers; name folders beside it"),
+    })
+}
+
+/// Asks the programs of the owner's own skills what they are, each in its sandbox. One that does not say it is not offered, and the
+/// node starts without. `legion` is this binary.
+///
+/// # Errors
+/// As [`check_own_skills`].
+pub(super) async fn describe(
+    config: &Config,
+    home: &Home,
+    legion: &Path,
+    sandbox: &Sandbox,
+) -> Result<(), ConfigError> {
+    check_own_skills(config, home)?;
+    if !config.labor.enabled {
+        return Ok(());
+    }
+    let scratch = home.root().join("scratch");
+    let launch = Launch {
+        legion,
+        sandbox,
+        home: home.root(),
+        scratch: &scratch,
+    };
+    let mut described = Vec::new();
+    for (name, told) in describe_all(config, launch).await {
+        match told {
+            Ok(skill) => {
+                let (level, missing) = (skill.sandbox.level, skill.sandbox.missing.join(", "));
+                if level < SandboxLevel::Full {
+                    let level = level.as_str();
+                    tracing::warn!(skill = %name, level, missing, "the skill's sandbox is not full");
+                }
+                described.push(skill)
+            }
+            Err((code, message)) => {
+                tracing::warn!(skill = %name, code, message, "a skill of the owner's is not offered")
+            }
+        }
+    }
+    own::register(described);
+    Ok(())
+}
+
+/// What the program of each of the owner's skills says of itself now, or why it does not.
+type Described = Vec<(String, Result<Own, (&'static str, String)>)>;
+
+async fn describe_all(config: &Config, launch: Launch<'_>) -> Described {
+    let asked = config.skills.iter().map(|(name, skill)| async move {
+        (name.clone(), Own::describe(name, skill, launch).await)
+    });
+    futures_util::future::join_all(asked).await
+}
+
+/// The same without a node: what `legion skills` shows. First each skill as it is advertised, with its sandbox; then name, code and
+/// message of those that are not.
+///
+/// # Errors
+/// As [`check_own_skills`].
+pub async fn own_skills(
+    config: &Config,
+    home: &Home,
+) -> Result<(Vec<Value>, Vec<String>), ConfigError> {
+    check_own_skills(config, home)?;
+    let sandbox = sandbox(config, home)?;
+    let legion = std::env::current_exe().unwrap_or_default();
+    // A node that runs on this home has its own folders there.
+    let scratch = home.root().join("scratch");
+    let scratch = scratch.join(format!("skills-{}", std::process::id()));
+    let launch = Launch {
+        legion: &legion,
+        sandbox: &sandbox,
+        home: home.root(),
+        scratch: &scratch,
+    };
+    let (mut offered, mut silent) = (Vec::new(), Vec::new());
+    for (name, told) in describe_all(config, launch).await {
+        match told {
+            Ok(own) => {
+                let mut shown = json!(own.info());
+                if let Some(fields) = shown.as_object_mut() {
+                    fields.insert("sandbox".to_owned(), json!(own.sandbox));
+                }
+                offered.push(shown);
+            }
+            Err((code, message)) => silent.push(format!("{name}: {code}: {message}")),
+        }
+    }
+    let _ = std::fs::remove_dir_all(scratch);
+    Ok((offered, silent))
+}
+
+/// What confines each of the owner's skills in this process.
+pub(super) fn skill_sandboxes() -> BTreeMap<String, SandboxLevel> {
+    let own = own::registered().iter();
+    own.map(|skill| (skill.id().to_owned(), skill.sandbox.level))
+        .collect()
+}
+
+/// The same for people: what is missing, too.
+pub(super) fn skill_sandboxes_shown() -> Value {
+    let own = own::registered().iter();
+    own.map(|skill| (skill.id().to_owned(), json!(skill.sandbox)))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
+/// That no skill of the owner's hides a built-in one, and none is shown this home.
+///
+/// # Errors
+/// `config_invalid`.
+pub fn check_own_skills(config: &Config, home: &Home) -> Result<(), ConfigError> {
+    for (name, skill) in &config.skills {
+        if own::is_built_in(name) {
+            return Err(ConfigError::Invalid {
+                path: home.config_file(),
+                key: format!("skills.{name}"),
+                line: None,
+                reason: "a built-in skill has this name; choose another one".to_owned(),
+            });
+        }
+        if !skill.sandbox || !config.labor.sandbox {
+            continue;
+        }
+        let key = |field: &str| format!("skills.{name}.{field}");
+        for (field, paths) in [
+            ("read", &skill.read),
+            ("exec", &skill.exec),
+            ("devices", &skill.devices),
+        ] {
+            for path in paths {
+                hides(home, &key(field), Path::new(path))?;
+            }
+        }
+        for file in program::files(&skill.command) {
+            hides(home, &key("command"), &file)?;
+        }
+    }
+    Ok(())
+}
