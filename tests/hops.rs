@@ -167,6 +167,39 @@ fn a_skill_asks_somebody_else_and_the_price_says_so() {
     assert_eq!(posted(&trio.b, &trio.c), Some(-(spent as i64)));
 }
 
+/// The owner's own programs delegate as well: one in Python has another one, on another node, do a part.
+#[test]
+fn a_program_of_the_owner_s_asks_somebody_else() {
+    use crate::own_skill::{fixture, own};
+
+    let trio = Trio::start(0, |_, b, c| {
+        own(b, "proclaim", &fixture("proclaim.py"));
+        own(c, "shout", &fixture("shout.py"));
+        b.configure("market.skill_hop_budget_mc", "proclaim", "10");
+        c.configure("market.skill_unit_price_mc", "shout", "7");
+    });
+    let proclaim = |peer: &str| {
+        let text = "text:=\"who goes there\"".to_owned();
+        let (peer, b) = (format!("peer:=\"{peer}\""), trio.b.npub.as_str());
+        let asked = [
+            "ask", "proclaim", "--peer", b, "--set", &text, &peer, "--detach",
+        ];
+        let asked = trio.a.ok(&asked);
+        asked["task"]["id"].as_str().unwrap().to_owned()
+    };
+    let done = trio.completed(&proclaim(&trio.c.npub));
+    assert_eq!(
+        done["result"],
+        json!({"proclaimed": "Hear: WHO GOES THERE"})
+    );
+    assert_eq!(done["cost_mc"], 8, "a unit of B, and C's 7");
+    assert_eq!(posted(&trio.b, &trio.c), Some(-7));
+    // A has no such skill: nobody does it, and the program says what that means for its job.
+    let failed = trio.end(&proclaim(&trio.a.npub));
+    assert_eq!(failed["error"]["code"], "nobody_shouts", "{failed}");
+    trio.settle();
+}
+
 /// B is killed while C works, and C's answer waits for it; killed again with the answer there.
 #[test]
 fn b_is_killed_while_it_waits() {

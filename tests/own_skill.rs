@@ -10,8 +10,14 @@ use serde_json::{Value, json};
 
 use crate::support::world::{Node, Pair};
 
+/// A program of `fixtures/own-skill/`.
+pub(crate) fn fixture(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/own-skill");
+    folder.join(name)
+}
+
 fn shout() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/own-skill/shout.py")
+    fixture("shout.py")
 }
 
 /// The interpreter itself: a version manager's wrapper would need the environment that a worker does not get.
@@ -23,7 +29,7 @@ fn python() -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-fn own(node: &Node, name: &str, program: &Path) {
+pub(crate) fn own(node: &Node, name: &str, program: &Path) {
     let command = json!([python(), program.to_str().unwrap()]);
     node.configure(&format!("skills.{name}"), "command", &command.to_string());
 }

@@ -1,4 +1,4 @@
-//! One worker without a process around it: a unit that panics is that job's failure alone, and a queue is worked in turn.
+//! One worker without a process around it: a unit that panics fails its own job alone.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use super::*;
