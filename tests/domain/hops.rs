@@ -610,7 +610,7 @@ fn the_owner_s_own_job_delegates_too() {
     // While his job waits the hardware is free for others.
     let theirs = hall.accepted(UNITS);
     let lent = format!("{}/{theirs}/1", hall.npub(0));
-    assert_eq!(hall.nodes[1].running(), [lent.clone()]);
+    assert_eq!(hall.nodes[1].running(), std::slice::from_ref(&lent));
     let bid = one(&hall.hand(1, 2, offer));
     hall.hand(2, 1, bid);
     let award = one(&hall.wait(1, 2_000));
@@ -635,7 +635,7 @@ fn the_owner_s_own_job_delegates_too() {
             news,
         },
     );
-    assert_eq!(hall.nodes[1].running(), [key.clone()]);
+    assert_eq!(hall.nodes[1].running(), std::slice::from_ref(&key));
     hall.finish(1, &key, UNITS);
     hall.check(1, &task, 1, None);
     let done = hall.job(1, &task);
