@@ -5,6 +5,8 @@
 mod launch;
 mod openai;
 
+mod turn;
+
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::Write;
@@ -20,7 +22,8 @@ use super::models::Models;
 use super::sandbox::{Sandbox, SandboxReport};
 use super::skills::cores::{CorePools, numeric_profile};
 use super::skills::embedding::Shelf;
-use super::skills::{self, Skill, SkillError, UnitRunner, Wish};
+use super::skills::{self, Skill, SkillError, UnitRunner};
+use turn::{Turn, run_contained};
 
 /// At most five `progress` frames a second per job.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
@@ -221,12 +224,6 @@ struct Job {
     last_progress: Instant,
 }
 
-/// What became of a unit.
-enum Turn {
-    Done(Vec<u8>),
-    Wishes(Wish),
-}
-
 impl Job {
     fn units_done(&self) -> u32 {
         self.done.len() as u32
@@ -243,28 +240,6 @@ impl Job {
             &self.done,
         ))
     }
-}
-
-/// A panic in a tensor library fails the one job, by name, instead of every job in the process; its runner is dropped.
-fn run_contained(
-    runner: &mut dyn UnitRunner,
-    unit: u32,
-    answers: &[Answer],
-) -> Result<Turn, SkillError> {
-    let run = std::panic::AssertUnwindSafe(|| match runner.wish(unit, answers) {
-        Some(wish) => Ok(Turn::Wishes(wish)),
-        None => runner.run(unit).map(Turn::Done),
-    });
-    std::panic::catch_unwind(run).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text
-            .or(panic.downcast_ref::<&str>().copied())
-            .unwrap_or("no message");
-        Err(SkillError {
-            code: "compute_failed",
-            message: format!("unit {unit} panicked: {text}"),
-        })
-    })
 }
 
 struct Worker<W> {

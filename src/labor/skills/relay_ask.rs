@@ -1,8 +1,6 @@
 //! The skill `relay-ask`, for tests of delegation: it gives its whole job to somebody else, as often as it is told, and puts the
 //! answers together. It is there in builds that have crash points, and offered only where `LEGION_ECHO` is set.
 
-use std::sync::Arc;
-
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -15,6 +13,10 @@ pub struct RelayAsk;
 /// What is to be asked, and of whom.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[cfg_attr(
+    not(feature = "labor"),
+    allow(dead_code, reason = "only a runner asks")
+)]
 struct Input {
     skill: String,
     input: Value,
@@ -90,7 +92,7 @@ impl Skill for RelayAsk {
     fn runner(
         &self,
         input: &Value,
-        _cores: Arc<super::cores::Cores>,
+        _cores: std::sync::Arc<super::cores::Cores>,
         _shelf: &super::embedding::Shelf,
     ) -> Result<Box<dyn super::UnitRunner>, SkillError> {
         Ok(Box::new(Runner {
