@@ -211,6 +211,11 @@ impl Node {
             Input::Ask(ask) => self.on_ask(now, chance, *ask),
             Input::Cancel { task } => self.on_cancel_command(now, &task),
             Input::Pools(names) => self.policy.pools = names,
+            Input::Offer(skill) => {
+                self.policy.skills.retain(|known| known.id != skill.id);
+                self.policy.skills.push(skill);
+                self.out.effects.push(Effect::Readvertise);
+            }
             Input::Introduce(known) => self.on_introduce(now, *known),
             Input::Trust {
                 npub,

@@ -8,6 +8,7 @@ use super::engagement::Engagement;
 use super::job::{Job, Route};
 use super::ledger::{Account, Transfer};
 use super::peer::{Peer, Tier};
+use super::policy::SkillFacts;
 use crate::wire::binding::{Binding, BoundKeys};
 use crate::wire::entry::Entry;
 use crate::wire::message::Body;
@@ -285,6 +286,8 @@ pub enum Input {
     },
     /// The owner has joined or left a pool: these are all of them now.
     Pools(Vec<String>),
+    /// A skill that was not ready at the start is now.
+    Offer(SkillFacts),
     /// The owner has a peer's contact.
     Introduce(Box<Introduction>),
     /// The owner admits a peer, changes its tier or clears a dispute.

@@ -550,8 +550,9 @@ impl Core {
         if self.failures >= FAILURES_MAX {
             return Err(error);
         }
-        // Joined and left since the start: the settings do not know it.
+        // Joined, left and ready since the start: the settings do not know it.
         self.policy.pools.clone_from(&self.node.policy().pools);
+        (self.policy.skills).clone_from(&self.node.policy().skills);
         if let Err(error) = self
             .store
             .reopen()

@@ -201,12 +201,13 @@ impl Presence {
     }
 
     fn advertise(&self) {
-        if self.policy.skills.is_empty() {
-            return;
-        }
         let (policy, delivery) = (self.policy.clone(), self.delivery.clone());
         let pools = self.pools.names();
         self.mailbox.post(Mail::Query(Box::new(move |node, _| {
+            let skills = &node.policy().skills;
+            if skills.is_empty() {
+                return;
+            }
             let now = clock::now_ms();
             let queue = node
                 .work()
@@ -217,8 +218,7 @@ impl Presence {
                 lct: policy.lct.clone(),
                 binding: policy.binding.clone(),
                 relays: policy.relays.clone(),
-                skills: policy
-                    .skills
+                skills: skills
                     .iter()
                     .map(|s| AdSkill {
                         hops_mc: s.hop_budget_mc,

@@ -22,12 +22,13 @@ use super::transfer::{self, Quota, TransferState, Transfers};
 use super::{Mailbox, clock, rows, workers};
 use crate::carrier::{CarrierConfig, CarrierError, RelayCarrier};
 use crate::config::{
-    Config, ConfigError, Home, OnCancel, PermissionRule, SandboxLevel, TierPermission,
+    Config, ConfigError, Home, Market, OnCancel, PermissionRule, SandboxLevel, TierPermission,
 };
 use crate::domain::policy::{Permission, Permissions, Policy, Rule, SkillFacts};
 use crate::domain::step::Input;
 use crate::identity::conversation::Conversations;
 use crate::identity::{Identity, IdentityError, parse_npub};
+use crate::labor::SkillInfo;
 use crate::labor::sandbox::survey;
 use crate::labor::skills;
 use crate::labor::skills::Skill as _;
@@ -332,6 +333,13 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         carrier.add_relay(&relay.url)?;
     }
 
+    if works(&config) {
+        let (offers, market) = (mailbox.clone(), config.market.clone());
+        tokio::spawn(workers::await_servers(
+            home.root().join("scratch"),
+            move |skill| offers.post(Mail::Fact(Input::Offer(facts(&market, &skill)))),
+        ));
+    }
     let (stop, mut stopped) = watch::channel(false);
     let handlers = Arc::new(Handlers {
         mailbox: mailbox.clone(),
@@ -457,7 +465,9 @@ fn policy(
     let market = &config.market;
     let offered = if works(config) {
         // A skill whose model is missing is not advertised.
-        let own = own::registered().iter().map(|skill| skill.info());
+        // Nor one whose server does not answer.
+        let own = own::registered().iter().filter(|own| own.down.is_none());
+        let own = own.map(|skill| skill.info());
         skills::offered(models).into_iter().chain(own).collect()
     } else {
         Vec::new()
@@ -469,15 +479,7 @@ fn policy(
         binding,
         relays: relays.to_vec(),
         pools: config.pools.clone(),
-        skills: offered
-            .iter()
-            .map(|s| SkillFacts {
-                id: s.id.to_owned(),
-                unit_price_mc: market.unit_price_mc(s.id),
-                unit_eta_ms: 20,
-                hop_budget_mc: market.skill_hop_budget_mc.get(s.id).copied().unwrap_or(0),
-            })
-            .collect(),
+        skills: offered.iter().map(|s| facts(market, s)).collect(),
         device: "cpu".into(),
         implementation: concat!("legion/", env!("CARGO_PKG_VERSION")).into(),
         permissions: permissions(config, sandbox)?,
@@ -517,6 +519,19 @@ fn policy(
         delegation_hops_max: small(config.limits.delegation_hops),
         delegation_calls_max: small(config.limits.delegation_calls),
     })
+}
+
+fn facts(market: &Market, skill: &SkillInfo) -> SkillFacts {
+    SkillFacts {
+        id: skill.id.to_owned(),
+        unit_price_mc: market.unit_price_mc(skill.id),
+        unit_eta_ms: 20,
+        hop_budget_mc: market
+            .skill_hop_budget_mc
+            .get(skill.id)
+            .copied()
+            .unwrap_or(0),
+    }
 }
 
 /// `[permissions]` as the decisions need it.

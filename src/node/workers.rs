@@ -2,14 +2,19 @@
 //! configuration and the room of labor; must not know peers, tasks or leases.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::config::{Config, ConfigError, Home, SandboxLevel};
 use crate::labor::sandbox::{Sandbox, program};
-use crate::labor::skills::Skill as _;
 use crate::labor::skills::own::{self, Launch, Own};
+use crate::labor::skills::{Skill as _, SkillInfo};
+
+/// How long a server that was down at the start is left alone, first and at last.
+const SERVER_PAUSE_FIRST: Duration = Duration::from_secs(1);
+const SERVER_PAUSE_LAST: Duration = Duration::from_secs(60);
 
 /// How the owner wants workers to be confined.
 ///
@@ -81,6 +86,9 @@ pub(super) async fn describe(
                     let level = level.as_str();
                     tracing::warn!(skill = %name, level, missing, "the skill's sandbox is not full");
                 }
+                if let Some((code, message)) = &skill.down {
+                    tracing::warn!(skill = %name, code, message, "a skill of the owner's is not offered yet");
+                }
                 described.push(skill)
             }
             Err((code, message)) => {
@@ -125,6 +133,10 @@ pub async fn own_skills(
     };
     let (mut offered, mut silent) = (Vec::new(), Vec::new());
     for (name, told) in describe_all(config, launch).await {
+        let told = told.and_then(|mut own| match own.down.take() {
+            Some(wrong) => Err(wrong),
+            None => Ok(own),
+        });
         match told {
             Ok(own) => {
                 let mut shown = json!(own.info());
@@ -138,6 +150,28 @@ pub async fn own_skills(
     }
     let _ = std::fs::remove_dir_all(scratch);
     Ok((offered, silent))
+}
+
+/// Skills whose servers did not answer at the start are offered once they do. `offer` hears of each once; `scratch` is a folder to work in.
+pub(super) async fn await_servers(scratch: PathBuf, offer: impl Fn(SkillInfo)) {
+    let mut down: Vec<&Own> = (own::registered().iter())
+        .filter(|skill| skill.down.is_some())
+        .collect();
+    let mut pause = SERVER_PAUSE_FIRST;
+    while !down.is_empty() {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(SERVER_PAUSE_LAST);
+        let mut still = Vec::new();
+        for skill in down {
+            if skill.reach(&scratch).await.is_ok() {
+                tracing::info!(skill = skill.id(), "its server answers: it is offered now");
+                offer(skill.info());
+            } else {
+                still.push(skill);
+            }
+        }
+        down = still;
+    }
 }
 
 /// What confines each of the owner's skills in this process.

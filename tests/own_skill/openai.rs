@@ -203,7 +203,7 @@ fn a_cancel_ends_the_request() {
     assert_eq!(done["result"]["text"], "cba");
 }
 
-/// The promise: what is not there is not offered, and is named; with the next start after it is there, it is.
+/// The promise: what is not there is not offered, and is named; once it is there it is offered, without another start.
 #[test]
 fn a_server_that_is_down_is_not_offered() {
     let dir = tempfile::tempdir().unwrap();
@@ -227,12 +227,14 @@ fn a_server_that_is_down_is_not_offered() {
         node.stderr()
     );
     assert!(!skills(&node).iter().any(|skill| skill["id"] == "chat"));
-    node.terminate();
+    let refused = node.run(&ask("self", "prompt:=\"abc\""));
+    assert!(!refused.status.success());
 
     let _server = Server::start_at(&address, "");
-    node.up();
-    let status = node.ok(&["status"]);
-    assert!(offered(&status), "{status}");
+    let status = until("the skill to be offered", || {
+        Some(node.ok(&["status"])).filter(offered)
+    });
+    assert!(skills(&node).iter().any(|skill| skill["id"] == "chat"));
     let done = node.ok(&ask("self", "prompt:=\"abc\""));
     assert_eq!(done["result"]["text"], "cba");
 
@@ -246,6 +248,15 @@ fn a_server_that_is_down_is_not_offered() {
         report["level"] == level || report["level"] == "none",
         "{report}"
     );
+    node.terminate();
+
+    node.configure("skills.chat", "sandbox", "false");
+    node.up();
+    let status = node.ok(&["status"]);
+    assert!(offered(&status), "{status}");
+    assert_eq!(status["skill_sandbox"]["chat"]["level"], "none");
+    let done = node.ok(&ask("self", "prompt:=\"def\""));
+    assert_eq!(done["result"]["text"], "fed");
     node.terminate();
 
     // A key file that is not there is a skill that is not offered, not a node that does not start.

@@ -60,6 +60,8 @@ pub struct Own {
     answer_max_bytes: u64,
     /// What its schemas cannot say of its inputs, if it is a model's.
     chat: Option<Chat>,
+    /// Why its server did not answer when it was described; one of [`BACKEND_CODES`].
+    pub down: Option<Wrong>,
 }
 
 /// Where and how programs of the owner's are started.
@@ -99,36 +101,10 @@ impl Launch<'_> {
             ..Sandbox::default()
         }
     }
-
-    /// Asks the server of a skill whether it is there, from within its sandbox; that is folder `folder`.
-    async fn reach(&self, words: &[OsString], folder: &Path) -> Result<(), (&'static str, String)> {
-        let asked = tokio::process::Command::new(self.legion)
-            .args(words)
-            .args(["--then", "reach"])
-            .env_clear()
-            .current_dir(folder)
-            .stdin(std::process::Stdio::null())
-            .kill_on_drop(true)
-            .output();
-        let output = match tokio::time::timeout(DESCRIBE_WITHIN, asked).await {
-            Ok(Ok(output)) => output,
-            _ => return Err(("worker_start", "nobody could ask its server".to_owned())),
-        };
-        let said: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-        let message = said.get("message").and_then(Value::as_str);
-        match (said.get("code").and_then(Value::as_str), message) {
-            (None, _) if said.is_object() => Ok(()),
-            (Some(code), Some(message)) => {
-                let known = BACKEND_CODES.iter().find(|known| **known == code);
-                Err((known.unwrap_or(&"worker_garbage"), message.to_owned()))
-            }
-            _ => {
-                let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-                Err(("worker_start", text))
-            }
-        }
-    }
 }
+
+/// What is wrong: a code and a text.
+type Wrong = (&'static str, String);
 
 /// The built-in skill that this name would hide, if it is one.
 pub fn is_built_in(name: &str) -> bool {
@@ -136,16 +112,13 @@ pub fn is_built_in(name: &str) -> bool {
 }
 
 impl Own {
-    /// Starts the owner's program in its sandbox, asks what it is, and ends it again; or asks the owner's server whether it is there.
+    /// Starts the owner's program in its sandbox, asks what it is, and ends it again; or asks the owner's server whether it is there: if
+    /// not, the skill is known nevertheless, and [`Own::down`].
     ///
     /// # Errors
-    /// [`BACKEND_CODES`] of a server; of a program `worker_start`, `worker_exited`, `worker_garbage`, `worker_memory` as of any worker, `worker_hung` if it says nothing, `skill_undescribed` if it
+    /// Of a server `worker_start`, if its key cannot be read; of a program `worker_start`, `worker_exited`, `worker_garbage`, `worker_memory` as of any worker, `worker_hung` if it says nothing, `skill_undescribed` if it
     /// speaks of other skills or says no schemas, `schema_invalid` if these are not understood.
-    pub async fn describe(
-        name: &str,
-        owned: &OwnSkill,
-        launch: Launch<'_>,
-    ) -> Result<Self, (&'static str, String)> {
+    pub async fn describe(name: &str, owned: &OwnSkill, launch: Launch<'_>) -> Result<Self, Wrong> {
         if owned.is_openai() {
             return Self::served(name, owned, launch).await;
         }
@@ -193,15 +166,12 @@ impl Own {
             output_max_bytes: owned.result_max_bytes(),
             answer_max_bytes: owned.answer_max_bytes(),
             chat: None,
+            down: None,
         })
     }
 
     /// A model behind a server: a worker of our own passes jobs on to it. All that is told of it stands in the configuration.
-    async fn served(
-        name: &str,
-        owned: &OwnSkill,
-        launch: Launch<'_>,
-    ) -> Result<Self, (&'static str, String)> {
+    async fn served(name: &str, owned: &OwnSkill, launch: Launch<'_>) -> Result<Self, Wrong> {
         let endpoint = Endpoint::parse(&owned.openai);
         let endpoint = endpoint.map_err(|reason| ("backend_unreachable", reason.to_owned()))?;
         let chat = Chat {
@@ -215,15 +185,17 @@ impl Own {
         let folder = launch.scratch.join(format!("describe-{name}"));
         let mut words = Vec::new();
         let mut report = None;
+        let mut down = None;
         // A build without labor gives it no jobs, and only knows what its results must look like.
         if cfg!(feature = "labor") {
             let found = survey(launch.legion, &sandbox, &folder).await;
             sandbox.at_least = found.level;
             words = backend_words(name, owned, &sandbox);
-            let reached = launch.reach(&words, &folder).await;
-            let _ = std::fs::remove_dir_all(&folder);
-            reached?;
+            down = reach(launch.legion, &words, &folder).await.err();
             report = Some(found);
+        }
+        if let Some(wrong) = down.take_if(|(code, _)| !BACKEND_CODES.contains(code)) {
+            return Err(wrong);
         }
         Ok(Self {
             info: chat.info(name),
@@ -233,7 +205,17 @@ impl Own {
             output_max_bytes: owned.result_max_bytes(),
             answer_max_bytes: owned.answer_max_bytes(),
             chat: Some(chat),
+            down,
         })
+    }
+
+    /// Whether its server answers now. `scratch` is a folder to work in.
+    ///
+    /// # Errors
+    /// As of [`Own::describe`].
+    pub async fn reach(&self, scratch: &Path) -> Result<(), Wrong> {
+        let folder = scratch.join(format!("reach-{}", self.info.id));
+        reach(&self.program, &self.args, &folder).await
     }
 
     fn output(&self, bytes: &[u8]) -> Result<Value, SkillError> {
@@ -271,6 +253,38 @@ fn backend_words(name: &str, owned: &OwnSkill, sandbox: &Sandbox) -> Vec<OsStrin
     words
 }
 
+/// Asks the server of a skill whether it is there, from within its sandbox. `folder` is made for it, and removed.
+async fn reach(legion: &Path, words: &[OsString], folder: &Path) -> Result<(), Wrong> {
+    let nobody = || ("worker_start", "nobody could ask its server".to_owned());
+    std::fs::create_dir_all(folder).map_err(|_| nobody())?;
+    let asked = tokio::process::Command::new(legion)
+        .args(words)
+        .args(["--then", "reach"])
+        .env_clear()
+        .current_dir(folder)
+        .stdin(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(DESCRIBE_WITHIN, asked).await;
+    let _ = std::fs::remove_dir_all(folder);
+    let Ok(Ok(output)) = output else {
+        return Err(nobody());
+    };
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let message = said.get("message").and_then(Value::as_str);
+    match (said.get("code").and_then(Value::as_str), message) {
+        (None, _) if said.is_object() => Ok(()),
+        (Some(code), Some(message)) => {
+            let known = BACKEND_CODES.iter().find(|known| **known == code);
+            Err((known.unwrap_or(&"worker_garbage"), message.to_owned()))
+        }
+        _ => {
+            let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            Err(("worker_start", text))
+        }
+    }
+}
+
 /// The program of a name without a folder, as the node's own `PATH` has it: the worker's environment is empty.
 fn found(program: &str) -> PathBuf {
     let path = std::env::var_os("PATH").filter(|_| !program.contains('/'));
@@ -281,7 +295,7 @@ fn found(program: &str) -> PathBuf {
         .unwrap_or_else(|| program.into())
 }
 
-async fn describe(config: SupervisorConfig) -> Result<Vec<WorkerSkill>, (&'static str, String)> {
+async fn describe(config: SupervisorConfig) -> Result<Vec<WorkerSkill>, Wrong> {
     let folder = config.scratch_dir.clone();
     let start = Supervisor::start(config);
     let (handle, mut events) = start.map_err(|error| (error.code(), error.to_string()))?;
@@ -308,7 +322,7 @@ async fn describe(config: SupervisorConfig) -> Result<Vec<WorkerSkill>, (&'stati
     })
 }
 
-fn info(told: WorkerSkill) -> Result<SkillInfo, (&'static str, String)> {
+fn info(told: WorkerSkill) -> Result<SkillInfo, Wrong> {
     let (Some(input_schema), Some(output_schema)) = (told.input_schema, told.output_schema) else {
         let text = "`described` must say `input_schema` and `output_schema`";
         return Err(("skill_undescribed", text.to_owned()));
