@@ -13,6 +13,8 @@ mod support {
     pub(crate) mod world;
 }
 
+#[cfg(all(feature = "relay", feature = "labor"))]
+mod backup;
 #[cfg(feature = "relay")]
 mod carrier;
 mod cli;

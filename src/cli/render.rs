@@ -69,7 +69,7 @@ fn scalar(value: &Value) -> String {
 }
 
 /// The cell at a JSON pointer of `row`; a dash where there is nothing.
-fn cell(row: &Value, pointer: &str) -> String {
+pub(crate) fn cell(row: &Value, pointer: &str) -> String {
     row.pointer(pointer).map_or_else(|| "-".to_owned(), scalar)
 }
 
@@ -296,6 +296,7 @@ pub(crate) fn status(view: &Value) -> String {
         view.get("up_ms").and_then(Value::as_u64).unwrap_or(0) / 1_000,
     );
     text.push_str(&format!("foreign work: {}\n", paused(view)));
+    text.push_str(&waiting(view));
     for (url, relay) in view
         .get("relays")
         .and_then(Value::as_object)
@@ -383,6 +384,27 @@ pub(crate) fn status(view: &Value) -> String {
         if dropped.is_empty() { "none" } else { &dropped }
     ));
     text.push_str(&format!("store: {} bytes\n", cell(view, "/store_bytes")));
+    text
+}
+
+/// Whom a restored node waits for, and whether a copy of this one runs: nothing on most nodes.
+fn waiting(view: &Value) -> String {
+    let mut text = String::new();
+    if let Some(recovery) = view.get("recovering").filter(|r| r.is_object()) {
+        let peers: Vec<String> = (items(recovery, "peers").iter())
+            .map(|peer| cell(peer, "/npub"))
+            .collect();
+        let peers = peers.join(", ");
+        text.push_str(&match recovery.get("open") {
+            Some(Value::Bool(true)) => {
+                format!("restored: nothing is done before these have said what they hold of this node: {peers}\n")
+            }
+            _ => format!("frozen since the restoration, not heard from yet: {peers}\n"),
+        });
+    }
+    if view.get("elsewhere").is_some_and(Value::is_object) {
+        text.push_str("ANOTHER NODE HAS THIS IDENTITY: no new work; stop the other one for good, then `legion up --sole`\n");
+    }
     text
 }
 

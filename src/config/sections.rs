@@ -77,6 +77,8 @@ pub struct Limits {
     pub transfers_per_peer: u64,
     /// Room for all payloads on their way here.
     pub transfer_disk_bytes: u64,
+    /// How long a restored node waits for its peers before it goes on without the silent ones.
+    pub restore_patience_s: u64,
 }
 
 impl Default for Limits {
@@ -94,6 +96,7 @@ impl Default for Limits {
             payload_bytes: 5_242_880,
             transfers_per_peer: 16,
             transfer_disk_bytes: 268_435_456,
+            restore_patience_s: 600,
         }
     }
 }
@@ -113,6 +116,7 @@ impl Limits {
             ("payload_bytes", self.payload_bytes),
             ("transfers_per_peer", self.transfers_per_peer),
             ("transfer_disk_bytes", self.transfer_disk_bytes),
+            ("restore_patience_s", self.restore_patience_s),
         ];
         check_range("limits", 1, &values)?;
         let kept = self.max_message_life_s <= 2_419_200;

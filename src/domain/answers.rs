@@ -326,6 +326,7 @@ impl Node {
 
     pub(super) fn write_job_entry(&mut self, now: Ms, task: &str, what: Act) -> Entry {
         let (me, key) = (self.policy.me.clone(), self.policy.key.clone());
+        let above = self.lineage.numbers_above;
         let Some(job) = self.jobs.get_mut(task) else {
             return Entry::blank();
         };
@@ -338,6 +339,7 @@ impl Node {
                 author: &me,
                 key: &key,
                 what,
+                above,
             },
         );
         self.dirty.jobs.insert(task.to_owned());

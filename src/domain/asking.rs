@@ -28,6 +28,12 @@ impl Node {
         if let Some(known) = self.asked_before(now, &ask) {
             return known;
         }
+        let peer = match &ask.route {
+            Route::Peer(npub) => Some(npub.as_str()),
+            Route::Pool(_) | Route::Own => None,
+        };
+        self.not_now(peer)?;
+        self.alone()?;
         let input = serde_json::to_vec(&ask.input).unwrap_or_default();
         let input_bytes = input.len() as u64;
         self.admissible(&ask, input_bytes)?;
@@ -57,6 +63,7 @@ impl Node {
             state: TaskState::Submitted,
             reason: None,
             awards: Vec::new(),
+            awards_above: 0,
             round: 0,
             round_ms: 0,
             offer_expires_ms: 0,
@@ -265,7 +272,7 @@ impl Node {
         };
         let directed = total_mc.is_none();
         let own = executor == self.policy.me;
-        let no = job.awards.len() as u32 + 1;
+        let no = job.next_no();
         if job.awards.len() >= AWARDS_MAX {
             let reason = Reason::new("no_provider", "too many executors gave the job up");
             self.end(now, task, TaskState::Rejected, reason);

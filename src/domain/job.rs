@@ -264,6 +264,9 @@ pub struct Job {
     pub reason: Option<Reason>,
     /// All awards, oldest first.
     pub awards: Vec<AwardRow>,
+    /// Awards are numbered above this, if there were some that a restored node has forgotten.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub awards_above: u32,
     /// Auction round.
     pub round: u32,
     /// When this round began.
@@ -305,6 +308,12 @@ impl Job {
             .is_some_and(|o| o.findings.is_none() && !o.late)
     }
 
+    /// The number of the next award.
+    pub fn next_no(&self) -> u32 {
+        let last = self.awards.last().map_or(0, |award| award.no);
+        last.max(self.awards_above).saturating_add(1)
+    }
+
     /// The newest award.
     pub fn current(&self) -> Option<&AwardRow> {
         self.awards.last()
@@ -314,4 +323,8 @@ impl Job {
     pub fn award_mut(&mut self, no: u32) -> Option<&mut AwardRow> {
         self.awards.iter_mut().find(|a| a.no == no)
     }
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }

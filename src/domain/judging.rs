@@ -227,7 +227,7 @@ impl Node {
         let Some(job) = self.jobs.get_mut(task) else {
             return;
         };
-        let below_award_no = job.awards.len() as u32 + 1;
+        let below_award_no = job.next_no();
         let had_it = job.current().is_some_and(|a| a.executor == npub);
         let unsettled = |a: &&mut AwardRow| a.executor == npub && a.money != Money::Committed;
         for award in job.awards.iter_mut().filter(unsettled) {
@@ -315,7 +315,7 @@ impl Node {
         let Some(job) = self.jobs.get_mut(task) else {
             return;
         };
-        let below = job.awards.len() as u32 + 1;
+        let below = job.next_no();
         let mut open = Vec::new();
         for award in job.awards.iter_mut().filter(|a| a.no != taken) {
             use AwardState::{Accepted, Sent, Superseded};
@@ -420,7 +420,7 @@ fn false_claim(evidence: Evidence) -> Findings {
 }
 
 /// What both sides can count without any recomputation: units, price, cost, time.
-fn claim_fault(
+pub(super) fn claim_fault(
     units: u32,
     result_by_ms: Ms,
     unit_price_mc: Option<u64>,

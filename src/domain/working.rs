@@ -317,6 +317,9 @@ impl Node {
     }
 
     pub(super) fn work_wake_ms(&self, work: &Engagement) -> Ms {
+        if self.holds_work(work) {
+            return Ms::MAX;
+        }
         match work.stage {
             Stage::Running | Stage::Queued => work
                 .keepalive_at_ms
