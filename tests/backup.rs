@@ -90,6 +90,7 @@ fn the_asker_comes_back_from_a_backup_of_a_hundred_tasks_ago() {
     let file = backup(&pair.asker, "backup");
     let since = work(&pair, 100, 1_000);
     let (before, awards) = (posted(&pair.asker), pair.worker.journaled("accepted").len());
+    assert!(before < -100, "{before}");
     lose(&mut pair.asker, &file);
     pair.asker.up();
     reconciled(&pair.asker);
@@ -135,5 +136,232 @@ fn the_worker_comes_back_from_a_backup_of_many_tasks_ago() {
         .ok(&[&small[..], &["--peer", &pair.asker.npub]].concat());
     assert_eq!(back["task"]["status"]["state"], "completed");
     pair.settle();
+    one_story(&pair);
+}
+
+/// Work of a second or more for one core.
+fn long(pair: &Pair, key: &str) -> String {
+    let long = job(512, 4);
+    let mut long: Vec<&str> = long.iter().map(String::as_str).collect();
+    long.extend(["--peer", &pair.worker.npub]);
+    let task = pair.ask(key, &long);
+    until("the work to begin", || {
+        (pair.worker.count(&task, "lease_granted") > 0).then_some(())
+    });
+    task
+}
+
+#[test]
+fn what_was_under_way_and_forgotten_ends_on_both_sides() {
+    let mut pair = Pair::start(|_, worker| {
+        worker.configure("labor", "checkpoint_every_units", "2");
+    });
+    work(&pair, 2, 0);
+    let asker = backup(&pair.asker, "backup");
+    let task = long(&pair, "hired");
+    lose(&mut pair.asker, &asker);
+    pair.asker.up();
+    reconciled(&pair.asker);
+    ended(&pair.asker, &task, "canceled");
+    pair.settle();
+    let shown = pair.asker.ok(&["task", &task]);
+    assert_eq!(shown["task"]["metadata"].as_object().unwrap().len(), 1);
+    one_story(&pair);
+
+    // The other way round: the executor has forgotten what it accepted, says so, and is asked again.
+    let worker = backup(&pair.worker, "backup");
+    let task = long(&pair, "worked");
+    lose(&mut pair.worker, &worker);
+    pair.worker.up();
+    reconciled(&pair.worker);
+    let done = pair.finish(&task);
+    assert_eq!(pair.asker.count(&task, "declined"), 1, "{done}");
+    assert_eq!(pair.asker.count(&task, "award"), 2);
+    one_story(&pair);
+}
+
+#[test]
+fn what_was_under_way_in_the_backup_is_adopted_or_goes_on() {
+    let mut pair = Pair::start(|_, worker| {
+        worker.configure("labor", "checkpoint_every_units", "2");
+    });
+    work(&pair, 2, 0);
+    // Finished and paid since.
+    let paid = long(&pair, "paid");
+    let file = backup(&pair.asker, "paid");
+    pair.finish(&paid);
+    let before = posted(&pair.asker);
+    lose(&mut pair.asker, &file);
+    pair.asker.up();
+    reconciled(&pair.asker);
+    ended(&pair.asker, &paid, "completed");
+    pair.settle();
+    assert_eq!(
+        (
+            posted(&pair.asker),
+            pair.worker.count(&paid, "receipt_received")
+        ),
+        (before, 1)
+    );
+
+    // Still worked on, whoever was lost.
+    for who in ["asker", "worker"] {
+        let task = long(&pair, who);
+        let node = if who == "asker" {
+            &mut pair.asker
+        } else {
+            &mut pair.worker
+        };
+        let file = backup(node, who);
+        lose(node, &file);
+        node.up();
+        reconciled(node);
+        let done = pair.finish(&task);
+        assert_eq!(pair.asker.count(&task, "award"), 1, "{who}: {done}");
+    }
+    one_story(&pair);
+}
+
+#[test]
+fn a_result_that_was_received_and_lost_is_paid_once() {
+    let mut pair = Pair::start(|_, _| {});
+    work(&pair, 2, 0);
+    for known in [true, false] {
+        // The asker dies with the result durable, before its receipt has left.
+        let early = backup(&pair.asker, if known { "k1" } else { "u1" });
+        pair.asker.kill();
+        pair.asker.env("LEGION_CRASH_AT", "committed:result");
+        pair.asker.up();
+        let task = if known {
+            long(&pair, "known")
+        } else {
+            ask(&pair.asker, Some(&pair.worker.npub), 77)
+        };
+        let file = match known {
+            true => backup(&pair.asker, "k2"),
+            false => early,
+        };
+        until("the asker to die", || pair.asker.ended().then_some(()));
+        pair.asker.env_remove("LEGION_CRASH_AT");
+        lose(&mut pair.asker, &file);
+        pair.asker.up();
+        reconciled(&pair.asker);
+        ended(&pair.asker, &task, "completed");
+        pair.settle();
+        assert_eq!(pair.worker.count(&task, "receipt_received"), 1);
+        let done = pair.asker.ok(&["wait", &task]);
+        assert_eq!(
+            done["result"].is_null(),
+            !known,
+            "the input was not in the older backup"
+        );
+        one_story(&pair);
+    }
+}
+
+#[test]
+fn a_peer_that_does_not_answer_is_frozen_until_it_does() {
+    let mut pair = Pair::start(|asker, _| {
+        asker.configure("limits", "restore_patience_s", "3");
+    });
+    work(&pair, 2, 0);
+    let file = backup(&pair.asker, "backup");
+    work(&pair, 3, 100);
+    let before = posted(&pair.asker);
+    pair.worker.kill();
+    lose(&mut pair.asker, &file);
+    pair.asker.up();
+    let job = job(1, 1);
+    let mut small: Vec<&str> = job.iter().map(String::as_str).collect();
+    let error = pair.asker.fails(1, &small);
+    assert_eq!(error["error"]["code"], "recovering", "{error}");
+    assert!(
+        error["error"]["hint"]
+            .as_str()
+            .unwrap()
+            .contains("--accept-losses")
+    );
+    until("patience to end", || {
+        (pair.asker.ok(&["status"])["recovering"]["open"] == false).then_some(())
+    });
+    let shown = pair.asker.ok(&["status"])["recovering"]["peers"][0]["npub"].clone();
+    assert_eq!(shown, json!(pair.worker.npub));
+    assert_eq!(pair.asker.ok(&["peers"])["peers"][0]["frozen"], true);
+    assert_eq!(pair.asker.ok(&["ledger"])["accounts"][0]["frozen"], true);
+    small.extend(["--peer", &pair.worker.npub]);
+    let error = pair.asker.fails(1, &small);
+    assert_eq!(error["error"]["code"], "peer_frozen", "{error}");
+    // Own hardware needs nobody's answer.
+    small.pop();
+    small.push("self");
+    assert_eq!(
+        pair.asker.ok(&small)["task"]["status"]["state"],
+        "completed"
+    );
+    // A restart changes nothing of that.
+    pair.asker.kill();
+    pair.asker.up();
+    assert_eq!(pair.asker.ok(&["peers"])["peers"][0]["frozen"], true);
+    pair.worker.up();
+    reconciled(&pair.asker);
+    pair.settle();
+    assert_eq!(posted(&pair.asker), before);
+    assert_eq!(pair.asker.ok(&["peers"])["peers"][0]["frozen"], false);
+    one_story(&pair);
+}
+
+#[test]
+fn the_owner_may_go_on_without_an_answer() {
+    let mut pair = Pair::start(|_, _| {});
+    work(&pair, 2, 0);
+    let file = backup(&pair.asker, "backup");
+    pair.worker.kill();
+    lose(&mut pair.asker, &file);
+    pair.asker.up();
+    let gone = pair.asker.fails(
+        1,
+        &["restore", "--accept-losses", "--peer", &pair.worker.npub],
+    );
+    assert_eq!(gone["error"]["code"], "recovering");
+    let still = pair.asker.ok(&["restore", "--accept-losses"]);
+    assert_eq!(still["recovering"]["open"], false);
+    let none = pair
+        .asker
+        .ok(&["restore", "--accept-losses", "--peer", &pair.worker.npub]);
+    assert_eq!(none["recovering"], Value::Null);
+    assert_eq!(pair.asker.ok(&["peers"])["peers"][0]["frozen"], false);
+    let error = pair.asker.fails(1, &["restore", "--accept-losses"]);
+    assert_eq!(error["error"]["code"], "not_recovering");
+    pair.worker.up();
+    let task = ask(&pair.asker, Some(&pair.worker.npub), 5);
+    pair.finish(&task);
+    one_story(&pair);
+}
+
+#[test]
+fn a_node_may_be_lost_twice() {
+    let mut pair = Pair::start(|_, _| {});
+    work(&pair, 2, 0);
+    let first = backup(&pair.asker, "first");
+    work(&pair, 3, 100);
+    for (round, file) in [&first, &first].into_iter().enumerate() {
+        lose(&mut pair.asker, file);
+        pair.asker.up();
+        reconciled(&pair.asker);
+        pair.settle();
+        work(&pair, 3, 1_000 * (round as u64 + 1));
+    }
+    let later = backup(&pair.asker, "later");
+    work(&pair, 2, 5_000);
+    // The worker hears of two new epochs at once.
+    pair.worker.kill();
+    lose(&mut pair.asker, &later);
+    let restored = backup(&pair.asker, "at-rest");
+    lose(&mut pair.asker, &restored);
+    pair.asker.up();
+    pair.worker.up();
+    reconciled(&pair.asker);
+    pair.settle();
+    assert_eq!(posted(&pair.asker), -13);
     one_story(&pair);
 }

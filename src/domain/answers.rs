@@ -135,7 +135,11 @@ impl Node {
     }
 
     /// The executor of this award says that it will not deliver: release the money and look elsewhere.
-    pub(super) fn award_gone(&mut self, now: Ms, task: &str, no: u32, reason: Reason) {
+    pub(super) fn award_gone(&mut self, now: Ms, task: &str, no: u32, mut reason: Reason) {
+        if reason.code == super::recovering::LOST {
+            // It has forgotten the award, not refused the work.
+            reason.retry_at_ms.get_or_insert(now);
+        }
         let Some(job) = self.jobs.get_mut(task) else {
             return;
         };

@@ -243,6 +243,7 @@ impl Node {
         };
         let since = LogSince {
             since_ms: recovery.since_ms,
+            restored_ms: recovery.restored_ms,
             cursor: asked.cursor.clone(),
             again: asked.again.iter().take(named).cloned().collect(),
             binding,
@@ -349,7 +350,7 @@ impl Node {
     pub(super) fn on_log(&mut self, now: Ms, from: &str, page: &LogEntries) -> Result<(), Refused> {
         let asked = |r: &Recovery| {
             let cursor = r.peers.get(from).map(|a| a.cursor.clone());
-            r.since_ms == page.since_ms && cursor.as_ref() == Some(&page.cursor)
+            r.restored_ms == page.restored_ms && cursor.as_ref() == Some(&page.cursor)
         };
         if !self.recovery.as_ref().is_some_and(asked) {
             return Err(Refused::new("log_unasked", "this page was not asked for"));

@@ -193,7 +193,7 @@ fn page(
         cursor => reader.read(cursor, since.since_ms)?,
     };
     Ok(LogEntries {
-        since_ms: since.since_ms,
+        restored_ms: since.restored_ms,
         cursor: since.cursor.clone(),
         awards: reader.awards,
         next,

@@ -27,6 +27,8 @@ pub const CURSOR_MAX_BYTES: usize = 512;
 pub struct LogSince {
     /// The moment of the backup, Unix milliseconds, by the clock of whoever asks.
     pub since_ms: u64,
+    /// Which restoration asks: when it was, Unix milliseconds. A backup may be restored more than once.
+    pub restored_ms: u64,
     /// Where the answer goes on; empty for its beginning. What a page gave as [`LogEntries::next`], or [`NAMED_ONLY`].
     pub cursor: String,
     /// Awards that are to be told of whatever their age; what was delivered for them is delivered once more.
@@ -50,7 +52,7 @@ pub struct Named {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LogEntries {
     /// As asked.
-    pub since_ms: u64,
+    pub restored_ms: u64,
     /// As asked.
     pub cursor: String,
     /// Awards between the two.
