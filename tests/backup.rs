@@ -1,6 +1,10 @@
 //! A home that was lost is restored from a backup taken many tasks ago: its node asks its peers what it has forgotten, both books
 //! mirror each other again, nothing old is said again, and nobody ever sees two stories of it.
 
+mod copies;
+mod file;
+mod hostile;
+
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
