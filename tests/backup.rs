@@ -5,7 +5,12 @@ mod copies;
 mod file;
 mod hostile;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+
+use legiond::node::rows;
+use legiond::store::{Order, Rows as _, Span, Store, StoreOptions, Table};
+use legiond::wire::entry::Entry;
 
 use serde_json::{Value, json};
 
@@ -82,6 +87,29 @@ fn one_story(pair: &Pair) {
     }
 }
 
+/// In the histories of both sides together, no author has two entries under one number. Ends both nodes.
+fn no_number_twice(pair: &mut Pair) {
+    let mut told: BTreeMap<(String, String, String, u32), String> = BTreeMap::new();
+    for node in [&mut pair.asker, &mut pair.worker] {
+        assert!(node.terminate().success());
+        let store = Store::open(node.home.join("store.redb"), StoreOptions::default()).unwrap();
+        let view = store.view().unwrap();
+        let entries = view.range::<Entry>(Table::History, Span::all(), 100_000, Order::Ascending);
+        for (_, e) in entries.unwrap() {
+            let hash = e.hash().unwrap();
+            let number = (e.author, e.requester, e.task, e.seq);
+            let before = told.entry(number).or_insert_with(|| hash.clone());
+            assert_eq!(*before, hash, "one number, two stories");
+        }
+        assert!(
+            rows::lineage(&view)
+                .unwrap()
+                .is_none_or(|l| l.keys.len() > 1)
+        );
+    }
+    assert!(told.len() > 300, "{}", told.len());
+}
+
 fn posted(node: &Node) -> i64 {
     let book = node.ok(&["ledger"]);
     book["accounts"][0]["posted_mc"].as_i64().unwrap()
@@ -116,6 +144,8 @@ fn the_asker_comes_back_from_a_backup_of_a_hundred_tasks_ago() {
     ended(&pair.worker, &back, "completed");
     pair.settle();
     one_story(&pair);
+    assert_eq!(pair.worker.journaled("keys_rotated").len(), 1);
+    no_number_twice(&mut pair);
 }
 
 #[test]
@@ -367,5 +397,90 @@ fn a_node_may_be_lost_twice() {
     reconciled(&pair.asker);
     pair.settle();
     assert_eq!(posted(&pair.asker), -13);
+    one_story(&pair);
+}
+
+#[test]
+fn a_restoration_that_is_killed_goes_on_where_it_was() {
+    let mut pair = Pair::start(|_, _| {});
+    work(&pair, 2, 0);
+    let file = backup(&pair.asker, "backup");
+    work(&pair, 12, 100);
+    let before = posted(&pair.asker);
+    let own = [
+        "received:log",
+        "handled:adopted",
+        "committed:adopted",
+        "dispatched:reconciled",
+        "committed:recovered",
+    ];
+    let theirs = [
+        "received:log",
+        "committed:log_asked",
+        "dispatched:log_asked",
+    ];
+    let points = own
+        .iter()
+        .map(|p| (true, p))
+        .chain(theirs.iter().map(|p| (false, p)));
+    for (own, point) in points {
+        eprintln!("{point}");
+        if !own {
+            pair.worker.kill();
+            pair.worker.env("LEGION_CRASH_AT", point);
+            pair.worker.up();
+        }
+        lose(&mut pair.asker, &file);
+        if own {
+            pair.asker.env("LEGION_CRASH_AT", point);
+        }
+        pair.asker.up();
+        let victim = if own {
+            &mut pair.asker
+        } else {
+            &mut pair.worker
+        };
+        until("the end", || victim.ended().then_some(()));
+        victim.env_remove("LEGION_CRASH_AT");
+        victim.up();
+        reconciled(&pair.asker);
+        pair.settle();
+        assert_eq!(posted(&pair.asker), before, "{point}");
+        one_story(&pair);
+    }
+}
+
+#[test]
+fn a_large_result_that_was_lost_is_fetched_once_more() {
+    let mut pair = Pair::start(|asker, worker| {
+        for node in [asker, worker] {
+            node.env("LEGION_ECHO", "1");
+        }
+    });
+    pair.asker.kill();
+    pair.asker.env("LEGION_CRASH_AT", "committed:result");
+    pair.asker.up();
+    pair.worker.suspend();
+    let text = "abcdefgh".repeat(40_000);
+    let input = pair.asker.home.with_extension("input");
+    std::fs::write(&input, json!({"text": text}).to_string()).unwrap();
+    let input = input.to_str().unwrap().to_owned();
+    let npub = pair.worker.npub.clone();
+    let task = pair.ask(
+        "large",
+        &["ask", "echo", "--input", &input, "--peer", &npub],
+    );
+    let file = backup(&pair.asker, "backup");
+    pair.worker.resume();
+    until("the asker to die", || pair.asker.ended().then_some(()));
+    pair.asker.env_remove("LEGION_CRASH_AT");
+    lose(&mut pair.asker, &file);
+    pair.asker.up();
+    reconciled(&pair.asker);
+    ended(&pair.asker, &task, "completed");
+    let done = pair.asker.ok(&["wait", &task]);
+    let reversed: String = text.chars().rev().collect();
+    assert!(done["result"]["text"] == json!(reversed));
+    pair.settle();
     one_story(&pair);
 }

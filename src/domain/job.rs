@@ -308,6 +308,11 @@ impl Job {
             .is_some_and(|o| o.findings.is_none() && !o.late)
     }
 
+    /// Whether a restored node has learned of it from its executor alone: input and commitment are lost.
+    pub fn is_forgotten(&self) -> bool {
+        self.salt.is_empty()
+    }
+
     /// The number of the next award.
     pub fn next_no(&self) -> u32 {
         let last = self.awards.last().map_or(0, |award| award.no);

@@ -1,7 +1,7 @@
 //! From a delivered result to a receipt or a refusal: the requester's side.
 
 use super::Node;
-use super::job::{AwardRow, AwardState, Outcome, Phase, Reason, Route, Spare, TaskState};
+use super::job::{AwardRow, AwardState, Job, Outcome, Phase, Reason, Route, Spare, TaskState};
 use super::ledger::State as Money;
 use super::step::{Chance, Effect, Findings, Ms, Refused};
 use crate::wire::entry::Act;
@@ -91,7 +91,8 @@ impl Node {
             &result.proof,
         );
         // A claim that is false already is not worth a draw, and its unit count may be anything.
-        let sample = if fault.is_some() {
+        let forgotten = job.is_forgotten();
+        let sample = if fault.is_some() || forgotten {
             Vec::new()
         } else {
             draw(chance, units, self.sample_of(&from, units))
@@ -136,6 +137,7 @@ impl Node {
         self.withdraw_others(now, task, no);
         match fault {
             Some(evidence) => self.on_checked(now, chance, task, no, false_claim(evidence)),
+            None if forgotten => self.on_checked(now, chance, task, no, unchecked()),
             None => self.out.effects.push(Effect::Check {
                 task: task.to_owned(),
                 award_no: no,
@@ -383,7 +385,10 @@ impl Node {
             Some(task),
             serde_json::json!({"award_no": no, "quality_bp": quality, "fault": fault.as_ref().map(|f| f.code.clone())}),
         );
-        if pays {
+        if !pays && fault.is_none() && self.jobs.get(task).is_some_and(Job::is_forgotten) {
+            // It is not the executor's fault that nothing can be checked any more: the lock stays until `settle_by`.
+            self.changed(task);
+        } else if pays {
             self.pay(now, task, no, &executor, &proof, quality);
         } else {
             let evidence = fault.unwrap_or_else(|| blank_evidence("unverified"));
@@ -416,6 +421,18 @@ fn false_claim(evidence: Evidence) -> Findings {
         schema: None,
         units_checked: 0,
         fault: Some(evidence),
+    }
+}
+
+/// What is found where nothing can be compared.
+fn unchecked() -> Findings {
+    Findings {
+        assurance: "none".into(),
+        input: true,
+        output: false,
+        schema: None,
+        units_checked: 0,
+        fault: None,
     }
 }
 

@@ -391,6 +391,9 @@ fn mark(
     let view = store.view()?;
     let outbox = rows::outbox(&view)?;
     let before: Option<Lineage> = rows::lineage(&view)?;
+    let mut instances = rows::instances(&view)?;
+    // Whoever else ran then is of a lower epoch now.
+    instances.elsewhere = None;
     let files = view.keys(Table::Meta, Span::prefix(FILE), FILES_MAX, Order::Ascending)?;
     let mut count = 0;
     for table in Table::ALL {
@@ -416,6 +419,7 @@ fn mark(
     let changes = [
         Change::Put(Row::Recovery(Box::new(recovery))),
         Change::Put(Row::Lineage(lineage)),
+        Change::Put(Row::Instances(instances)),
         Change::Journal {
             kind: "restored".to_owned(),
             task: None,

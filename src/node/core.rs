@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -68,6 +69,8 @@ pub struct Core {
     pub(super) again: Mailbox,
     /// Outbox rows that wait for the end of a restoration.
     pub(super) withheld: Vec<(u64, Parcel)>,
+    /// Until when a payload that nobody here knows of is not refused: its message may be held back.
+    pub(super) quiet_until_ms: Arc<AtomicU64>,
     /// When a copy of this node is to hear of it next.
     pub(super) hello_at: Instant,
 }
@@ -83,6 +86,7 @@ impl Core {
         clock_jump: Duration,
         sealer: Arc<Sealer>,
         again: Mailbox,
+        quiet_until_ms: Arc<AtomicU64>,
     ) -> Result<Self, StoreError> {
         let node = load_node(&policy, &store)?;
         Ok(Self {
@@ -106,6 +110,7 @@ impl Core {
             watch: clock::JumpWatch::new(clock_jump),
             again,
             withheld: Vec::new(),
+            quiet_until_ms,
             hello_at: Instant::now() + HELLO_EVERY,
         })
     }
@@ -386,6 +391,7 @@ impl Core {
             self.read_until_s = read_until_s;
         }
         crash::point("committed", &kinds);
+        super::recovery::log(&batch.changes);
         batch.kinds = kinds;
         Ok(numbered)
     }

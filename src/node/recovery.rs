@@ -3,9 +3,11 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::batch::Batch;
+use super::clock;
 use super::core::Core;
 use super::delivery::Tell;
 use super::order::{Arrival, Mail, Order};
@@ -14,7 +16,7 @@ use crate::domain::engagement::{self, Engagement};
 use crate::domain::instances::IN_USE_ELSEWHERE;
 use crate::domain::job::{AwardRow, AwardState, Job, Phase};
 use crate::domain::ledger::State as Money;
-use crate::domain::step::{Addressee, Input};
+use crate::domain::step::{Addressee, Change, Input};
 use crate::store::{Order as Way, Rows as _, Span, Store, StoreError, Table, View};
 use crate::wire::binding::Binding;
 use crate::wire::entry::{Act, Entry};
@@ -22,6 +24,8 @@ use crate::wire::log::{AwardLog, ENTRIES_MAX, LogEntries, LogSince, NAMED_ONLY, 
 
 /// A running node is heard by a copy of it at least this often.
 pub(super) const HELLO_EVERY: Duration = Duration::from_secs(180);
+/// So long after a restoration is over the messages that it held back have all been read.
+const QUIET_MS: u64 = 60_000;
 /// Most bytes of a page, quotes and backslashes counted twice: it must fit into an envelope.
 const PAGE_BYTES: usize = 17_000;
 /// Most rows looked at for one page.
@@ -64,6 +68,30 @@ pub(super) fn begin(store: &Store, sole: bool) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// What an owner looks for in the log.
+pub(super) fn log(changes: &[Change]) {
+    for change in changes {
+        let Change::Journal { kind, body, .. } = change else {
+            continue;
+        };
+        match kind.as_str() {
+            IN_USE_ELSEWHERE => tracing::error!(
+                code = kind,
+                %body,
+                "another node of this identity runs: no new work is asked for or taken; stop one of them for good, then `legion up --sole` on the other"
+            ),
+            "recovering" => {
+                tracing::warn!(%body, "restored from a backup: the peers are asked what this node has forgotten")
+            }
+            "frozen" => {
+                tracing::warn!(%body, "a peer has not answered since the restoration: its account is frozen until it does")
+            }
+            "recovered" | "reconciled" => tracing::info!(%body, "{kind} after the restoration"),
+            _ => {}
+        }
+    }
+}
+
 impl Core {
     /// Of the outbox, what may leave now. The rest waits for the end of a restoration.
     pub fn withhold(&mut self, outbox: Vec<(u64, Parcel)>) -> Vec<(u64, Parcel)> {
@@ -76,6 +104,9 @@ impl Core {
             })
         });
         self.withheld = held;
+        if self.node.recovery().is_some() {
+            self.quiet_until_ms.store(u64::MAX, Ordering::SeqCst);
+        }
         free
     }
 
@@ -85,6 +116,10 @@ impl Core {
         for (seq, parcel) in self.withhold(held) {
             let order = Order::Deliver(seq, parcel, None);
             let _ = self.outlets.delivery.send(Tell::Order(order));
+        }
+        if self.node.recovery().is_none() {
+            let quiet_until_ms = clock::now_ms().saturating_add(QUIET_MS);
+            self.quiet_until_ms.store(quiet_until_ms, Ordering::SeqCst);
         }
     }
 
@@ -318,6 +353,7 @@ impl Reader<'_> {
             open: work.is_live(),
             withdrawn: work.withdrawn,
             settle_by_ms: work.settle_by_ms,
+            unit_price_mc: work.unit_price_mc,
         }))
     }
 
@@ -354,6 +390,7 @@ impl Reader<'_> {
                 open: waits || checked,
                 withdrawn: award.state == AwardState::Superseded,
                 settle_by_ms: award.settle_by_ms,
+                unit_price_mc: award.unit_price_mc.unwrap_or(0),
             };
             if !self.push(log) {
                 return Ok(Some(above));

@@ -165,13 +165,20 @@ fn put(txn: &mut Txn<'_>, me: &str, row: &Row) -> Result<(), StoreError> {
     }
 }
 
+/// The starts so far.
+///
+/// # Errors
+/// The store's.
+pub fn instances(view: &View) -> Result<Instances, StoreError> {
+    Ok(view.get(Table::Meta, INSTANCES)?.unwrap_or_default())
+}
+
 /// Notes a start of the node under this name. `sole`: the owner says that no other node of this identity runs.
 ///
 /// # Errors
 /// The store's.
 pub fn begin_instance(store: &Store, name: String, sole: bool) -> Result<Instances, StoreError> {
-    let known = store.view()?.get::<Instances>(Table::Meta, INSTANCES)?;
-    let mut instances = known.unwrap_or_default();
+    let mut instances = instances(&store.view()?)?;
     instances.start(name, sole);
     store.write(|txn| txn.put(Table::Meta, INSTANCES, &instances))?;
     Ok(instances)

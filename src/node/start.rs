@@ -225,6 +225,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         conversations,
         pools: pools.clone(),
     });
+    let quiet_until_ms = Arc::new(AtomicU64::new(0));
     let mut core = Core::load(
         policy.clone(),
         store.clone(),
@@ -233,6 +234,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         clock_jump,
         sealer.clone(),
         mailbox.clone(),
+        quiet_until_ms.clone(),
     )?;
     let outbox = core.withhold(outbox);
     let (core_ended, core_end) = oneshot::channel();
@@ -270,6 +272,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         counters: counters.clone(),
         state: transfer_state.clone(),
         tells: transfer_tells.clone(),
+        quiet_until_ms,
     };
     tokio::spawn(Transfers::run(
         rooms,

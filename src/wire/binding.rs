@@ -408,6 +408,27 @@ mod tests {
     }
 
     #[test]
+    fn whoever_missed_some_rotations_still_knows_a_key_that_has_signed() {
+        let words = Mnemonic::generate().unwrap();
+        let lct = Lct::new("ada", "attic", "worker").unwrap();
+        let at = |epoch| Identity::derive(&words, lct.clone(), epoch).unwrap();
+        let author = at(0).nostr().public_key();
+        let last = Binding::sign_lasting(&at(12), END_S).unwrap();
+        assert_eq!(last.sig_earlier.len(), EARLIER_MAX);
+        let knows = |epoch| {
+            let known = Binding::sign(&at(epoch), END_S, None).unwrap();
+            let known = known.verify(&author, NOW_S).unwrap();
+            last.succeeds(&known, NOW_S).map(|keys| keys.epoch)
+        };
+        for epoch in [0, 5, 6, 10, 11, 12] {
+            assert_eq!(knows(epoch).unwrap(), 12, "{epoch}");
+        }
+        assert_eq!(knows(4).unwrap_err().code(), "rotation_unsigned");
+        let first = Binding::sign_lasting(&at(0), END_S).unwrap();
+        assert_eq!(first, Binding::sign(&at(0), END_S, None).unwrap());
+    }
+
+    #[test]
     fn a_rotation_needs_the_old_key_and_the_new_one() {
         let [first, second, third] = identities();
         let author = first.nostr().public_key();

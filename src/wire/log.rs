@@ -83,6 +83,9 @@ pub struct AwardLog {
     pub withdrawn: bool,
     /// Receipt or refusal until, Unix milliseconds.
     pub settle_by_ms: u64,
+    /// Price of a unit, as whoever answers has it; 0 if it does not know.
+    #[serde(default)]
+    pub unit_price_mc: u64,
 }
 
 /// `instance/hello`: said by a running node to its own key.

@@ -113,6 +113,7 @@ fn log(requester: &str, task: &str, entries: Vec<Entry>) -> AwardLog {
         open: true,
         withdrawn: false,
         settle_by_ms: now_ms() + 600_000,
+        unit_price_mc: 1,
     }
 }
 

@@ -101,11 +101,18 @@ impl Node {
                 total_mc,
                 facts.refused.is_some() && !known,
             ),
-            _ if facts.stopped.is_some_and(|units| units > 0) && known => {
+            _ if facts.stopped.is_some_and(|units| units > 0)
+                && (known || log.unit_price_mc > 0) =>
+            {
+                // What it pays it signs for; a price that it names too low is one that it says to itself.
                 if let Some(work) = self.work.get_mut(&key) {
                     work.stage = Stage::Finished;
                     work.units_done = facts.stopped.unwrap_or(0);
+                    if !known {
+                        work.unit_price_mc = log.unit_price_mc;
+                    }
                 }
+                self.lock_work(now, &key, total_mc);
             }
             _ if facts.stopped.is_some() => self.end_adopted(now, &key, "canceled"),
             _ if !known => {
