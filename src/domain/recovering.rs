@@ -21,7 +21,7 @@ use crate::wire::market::Withdraw;
 use crate::wire::message::{Body, News, Update, WorkResult};
 
 /// A peer that has not answered is asked again after this long, then after twice as long each time.
-const ASK_AGAIN_MS: Ms = 20_000;
+const ASK_AGAIN_MS: Ms = 5_000;
 const ASK_AGAIN_MAX_MS: Ms = 6 * 3_600_000;
 /// A question is worth delivering this long after the next one is due.
 const STALE_MS: Ms = 600_000;
@@ -158,7 +158,7 @@ impl Node {
         Ok(())
     }
 
-    /// A restored node has started: whom it must ask is listed once, and asked at each start.
+    /// A restored node has started: whom it must ask is listed once.
     pub(super) fn recover(&mut self, now: Ms) {
         let patience = self.policy.restore_patience_ms;
         let Some(recovery) = self.recovery.as_mut() else {
@@ -178,13 +178,15 @@ impl Node {
                 serde_json::json!({"since_ms": since_ms}),
             );
         }
-        let peers: Vec<Npub> = (self.recovery.iter())
-            .flat_map(|r| r.peers.keys().cloned())
-            .collect();
-        if peers.is_empty() && self.is_recovering() {
+        if self.is_recovering() && self.recovery.iter().all(|r| r.peers.is_empty()) {
             self.go_on(now);
         }
-        for npub in peers {
+        // What was asked before a restart is in the outbox, or has its answer on the way.
+        let unasked: Vec<Npub> = (self.recovery.iter().flat_map(|r| &r.peers))
+            .filter(|(_, asked)| asked.asked_ms == 0)
+            .map(|(npub, _)| npub.clone())
+            .collect();
+        for npub in unasked {
             self.ask_log(now, &npub);
         }
         self.keep_recovery();
