@@ -5,6 +5,7 @@
 
 mod adapters;
 mod ask;
+mod backup;
 mod cancel;
 mod config_check;
 mod contact;
@@ -27,6 +28,7 @@ mod pool;
 mod proof;
 mod relay;
 mod render;
+mod restore;
 mod resume;
 mod skills;
 mod status;
@@ -118,6 +120,10 @@ enum Command {
     Ledger(ledger::Args),
     /// Export or verify a proof
     Proof(proof::Args),
+    /// Write this home into one file, while its node runs or not
+    Backup(backup::Args),
+    /// Make a home from a backup
+    Restore(restore::Args),
     /// See the whole path on this machine, offline, with a node killed on the way
     Demo(demo::Args),
     /// The process that does the work (started by the node)
@@ -221,6 +227,8 @@ fn dispatch(context: &Context, command: Command) -> Result<Reply, CliError> {
         Command::Why(args) => why::run(context, &args),
         Command::Ledger(args) => ledger::run(context, &args),
         Command::Proof(args) => proof::run(context, &args),
+        Command::Backup(args) => backup::run(context, &args),
+        Command::Restore(args) => restore::run(context, &args),
         Command::Demo(args) => block_on(Threads::Many, demo::run(context, &args)),
         // `main` runs it before anything that a worker must not know, such as a home, exists.
         Command::Worker(_) => Ok(Reply::silent()),

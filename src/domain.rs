@@ -6,6 +6,7 @@
 //! the node room prefetches what an input names (`recall`).
 
 mod accepting;
+mod adopting;
 mod answers;
 mod arbiter;
 mod asking;
@@ -17,6 +18,7 @@ pub mod engagement;
 mod flow;
 pub mod history;
 mod hops;
+pub mod instances;
 pub mod job;
 mod judging;
 pub mod ledger;
@@ -25,6 +27,7 @@ mod meeting;
 mod moving;
 pub mod peer;
 pub mod policy;
+pub mod recovering;
 mod settling;
 pub mod step;
 mod waiting;
@@ -48,6 +51,7 @@ pub use arbiter::{OwnerState, Pause};
 pub use asking::KEY_TTL_MS;
 pub use judging::sample_size;
 pub use mark::{Mark, Promise};
+pub use recovering::Lineage;
 
 #[derive(Debug, Default)]
 struct Dirty {
@@ -88,6 +92,19 @@ pub struct Node {
     loopback: VecDeque<Incoming>,
     /// Offers declined because of a pause, by `<requester>/<task>`, each with the time from when it says nothing.
     held: BTreeMap<String, (Ms, Incoming)>,
+    /// What a restored node still has to learn.
+    recovery: Option<recovering::Recovery>,
+    lineage: Lineage,
+    /// The peer whose answer is being judged: it alone may be spoken to of a restored node's work.
+    speaking: Option<Npub>,
+    /// Results found in an answer that are to be sent once more.
+    wanted: Vec<crate::wire::log::Named>,
+    /// Pages that peers asked for: the minute, and how many in it.
+    pages: BTreeMap<Npub, (Ms, u32)>,
+    instances: instances::Instances,
+    /// When another instance was last answered, and which have been told that they were heard.
+    greeted_ms: Ms,
+    greeted: BTreeSet<String>,
     dirty: Dirty,
     out: Step,
 }
@@ -116,6 +133,14 @@ impl Node {
             stopping: false,
             loopback: VecDeque::new(),
             held: BTreeMap::new(),
+            recovery: None,
+            lineage: Lineage::default(),
+            speaking: None,
+            wanted: Vec::new(),
+            pages: BTreeMap::new(),
+            instances: instances::Instances::default(),
+            greeted_ms: 0,
+            greeted: BTreeSet::new(),
             dirty: Dirty::default(),
             out: Step::default(),
         }
@@ -168,6 +193,9 @@ impl Node {
                 self.owner = OwnerState { order, ..owner };
             }
             Row::Mark(mark) => self.marks.recall(mark),
+            Row::Recovery(recovery) => self.recovery = Some(*recovery),
+            Row::Lineage(lineage) => self.lineage = lineage,
+            Row::Instances(instances) => self.instances = instances,
             Row::Key {
                 key,
                 task,
@@ -207,6 +235,15 @@ impl Node {
             Input::CaughtUp { online } => self.on_caught_up(now, online),
             Input::Draining => self.draining = true,
             Input::Announce => self.announce_all(),
+            Input::SayHello => self.say_hello(now, None),
+            Input::AcceptLosses { npub } => self.on_accept_losses(now, npub),
+            Input::LogPage { to, page } => self.on_page(now, &to, *page),
+            Input::ResultAgain {
+                key,
+                entry,
+                output,
+                units,
+            } => self.on_result_again(&key, *entry, output, &units),
             Input::Tick => {}
             Input::Ask(ask) => self.on_ask(now, chance, *ask),
             Input::Cancel { task } => self.on_cancel_command(now, &task),
@@ -266,7 +303,8 @@ impl Node {
     }
 
     fn timers(&mut self, now: Ms, chance: &mut Chance) {
-        if self.draining {
+        self.recovery_timers(now);
+        if self.draining || self.is_recovering() {
             return;
         }
         let due = self.due_jobs(now);
@@ -285,6 +323,10 @@ impl Node {
     fn on_started(&mut self, now: Ms) {
         self.draining = true;
         self.unsettled = true;
+        let held: BTreeSet<_> = (self.work.values())
+            .filter(|w| self.holds_work(w))
+            .map(|w| w.key.clone())
+            .collect();
         // What was being stopped when the node ended has stopped: go on with why.
         let stopping: Vec<_> = self
             .work
@@ -293,7 +335,13 @@ impl Node {
             .map(|w| w.key.clone())
             .collect();
         for key in stopping {
-            self.stop_ended(now, &key);
+            match self.work.get_mut(&key) {
+                Some(work) if held.contains(&key) => {
+                    work.stage = Stage::Hibernating;
+                    self.dirty.work.insert(key);
+                }
+                _ => self.stop_ended(now, &key),
+            }
         }
         let running: Vec<_> = self
             .work
@@ -315,6 +363,7 @@ impl Node {
                 );
             }
         }
+        self.recover(now);
         self.answer_orphans(now);
         self.effects_anew();
     }
@@ -324,7 +373,7 @@ impl Node {
         let checks: Vec<_> = self
             .jobs
             .values()
-            .filter(|j| j.is_checking())
+            .filter(|j| j.is_checking() && !self.holds_job(j))
             .filter_map(|j| {
                 j.outcome.as_ref().map(|o| Effect::Check {
                     task: j.task.clone(),
@@ -337,7 +386,7 @@ impl Node {
         let evidence: Vec<_> = self
             .work
             .values()
-            .filter(|w| w.is_live())
+            .filter(|w| w.is_live() && !self.holds_work(w))
             .filter_map(|w| {
                 w.evidence.as_ref().map(|e| Effect::CheckEvidence {
                     key: w.key.clone(),
@@ -389,6 +438,9 @@ impl Node {
     }
 
     fn announce_all(&mut self) {
+        if self.is_recovering() {
+            return;
+        }
         let open: Vec<_> = self
             .jobs
             .values()

@@ -4,7 +4,9 @@
 //! arrives, `delivery` seals and sends, `leases` speaks with the worker processes, `presence` keeps subscriptions and
 //! ads, `control` serves the owner's commands. They talk to the loop by its [`Mailbox`] alone.
 
+pub mod backup;
 mod batch;
+mod chores;
 pub mod clock;
 mod contact;
 pub mod control;
@@ -18,9 +20,11 @@ pub mod order;
 mod perform;
 pub mod pools;
 pub mod presence;
+pub(crate) mod recovery;
 pub mod results;
 pub mod rows;
 pub mod sealer;
+mod signals;
 pub mod start;
 pub mod transfer;
 pub mod view;

@@ -187,7 +187,22 @@ impl Store {
     /// # Errors
     /// `store_target_exists`; `store_unavailable`, `store_newer`, `store_invalid`.
     pub fn snapshot_to(&self, target: impl AsRef<Path>) -> Result<u64, StoreError> {
-        snapshot::copy(&self.view()?, target.as_ref(), &self.options)
+        snapshot::copy(&self.view()?, target.as_ref(), &self.options, &[], |_| {
+            Ok(())
+        })
+    }
+
+    /// The same without the rows of some tables, and with whatever `add` writes: the copy is durable with that, or not at all.
+    ///
+    /// # Errors
+    /// As [`Store::snapshot_to`], and whatever `add` returns.
+    pub fn backup_to(
+        &self,
+        target: impl AsRef<Path>,
+        without: &[Table],
+        add: impl FnOnce(&mut Txn<'_>) -> Result<(), StoreError>,
+    ) -> Result<u64, StoreError> {
+        snapshot::copy(&self.view()?, target.as_ref(), &self.options, without, add)
     }
 
     fn database(&self) -> MutexGuard<'_, Option<Arc<Database>>> {

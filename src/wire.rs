@@ -8,6 +8,7 @@ pub mod bounds;
 pub mod canonical;
 pub mod entry;
 pub mod envelope;
+pub mod log;
 pub mod market;
 pub mod merkle;
 pub mod message;

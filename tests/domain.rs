@@ -10,5 +10,6 @@ mod ledger;
 mod market;
 pub(crate) mod pair;
 mod pause;
+mod restored;
 mod rotation;
 mod same_bytes;

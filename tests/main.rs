@@ -15,6 +15,8 @@ mod support {
     pub(crate) mod world;
 }
 
+#[cfg(all(feature = "relay", feature = "labor"))]
+mod backup;
 #[cfg(feature = "relay")]
 mod carrier;
 mod cli;

@@ -10,6 +10,8 @@ use legiond::store::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+#[path = "store/formats.rs"]
+mod formats;
 #[path = "store/kill_9.rs"]
 mod kill_9;
 #[path = "store/measure.rs"]
@@ -386,7 +388,7 @@ fn a_store_of_the_first_format_is_brought_up_to_date() {
         .get_bytes(Table::Meta, b"schema")
         .unwrap();
     let text = String::from_utf8(schema.unwrap()).unwrap();
-    assert!(text.contains("\"version\":2"), "{text}");
+    assert!(text.contains("\"version\":3"), "{text}");
 }
 
 #[test]

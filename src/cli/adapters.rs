@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::error::CliError;
 #[cfg(feature = "relay")]
+use crate::config::Home;
 use crate::relay::{RelayConfig, RelayLimits};
 
 /// The skills this program was built with: objects with `id`, `name`, `description`, `tags`, `input_schema`, `output_schema`,
@@ -109,6 +110,29 @@ pub(crate) async fn node_up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Res
     crate::node::up(parts, ready)
         .await
         .map_err(|error| CliError::told(error.code(), &error))
+}
+
+/// Backs a home up whose node does not run: the object of `backup`. The caller holds the home's lock.
+pub(crate) fn backup_at_rest(home: &Home, file: &Path, with_keys: bool) -> Result<Value, CliError> {
+    use crate::node::backup;
+    let now_ms = crate::node::clock::now_ms();
+    let store = backup::open_at_rest(home)?;
+    Ok(backup::write(home, &store, file, with_keys, now_ms)?)
+}
+
+/// Restores a backup into a home: the object of `restore`. The caller holds the home's lock.
+pub(crate) fn restore(
+    home: &Home,
+    file: &Path,
+    passphrase: impl FnOnce() -> Result<zeroize::Zeroizing<String>, CliError>,
+) -> Result<Value, CliError> {
+    crate::node::backup::restore(home, file, crate::node::clock::now_ms(), passphrase)
+}
+
+impl From<crate::node::backup::BackupError> for CliError {
+    fn from(error: crate::node::backup::BackupError) -> Self {
+        Self::told(error.code(), &error)
+    }
 }
 
 /// Runs a relay until Ctrl-C or SIGTERM, with its events in `data`, or in memory. `ready` is called once, with its URL.

@@ -2,11 +2,14 @@
 //!
 //! A view's fields are looked up by name and shown where they are there, so that a newer node can add one.
 
+mod status;
+
 use serde_json::Value;
 
 use super::adapters::EXTENSION;
 use super::error::Exit;
 use super::output::Reply;
+pub(crate) use status::{paused, status};
 
 /// Columns, each as wide as its widest cell.
 pub(crate) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
@@ -69,7 +72,7 @@ fn scalar(value: &Value) -> String {
 }
 
 /// The cell at a JSON pointer of `row`; a dash where there is nothing.
-fn cell(row: &Value, pointer: &str) -> String {
+pub(crate) fn cell(row: &Value, pointer: &str) -> String {
     row.pointer(pointer).map_or_else(|| "-".to_owned(), scalar)
 }
 
@@ -279,7 +282,7 @@ pub(crate) fn peers(view: &Value) -> String {
         let lct = cell(peer, "/lct");
         vec![
             cell(peer, "/npub"),
-            cell(peer, "/tier"),
+            cell(peer, "/tier") + frozen(peer),
             limit,
             seen_ms.map_or_else(|| "never".to_owned(), utc),
             offers(peer),
@@ -290,121 +293,11 @@ pub(crate) fn peers(view: &Value) -> String {
     table(&head, rows.iter().map(row))
 }
 
-/// The view of `status`.
-pub(crate) fn status(view: &Value) -> String {
-    let mut text = format!(
-        "node: {} ({})\nversion: {}, up for {} s\n",
-        cell(view, "/npub"),
-        cell(view, "/lct"),
-        cell(view, "/version"),
-        view.get("up_ms").and_then(Value::as_u64).unwrap_or(0) / 1_000,
-    );
-    text.push_str(&format!("foreign work: {}\n", paused(view)));
-    for (url, relay) in view
-        .get("relays")
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten()
-    {
-        let state = if relay.get("connected") == Some(&Value::Bool(true)) {
-            "connected"
-        } else {
-            "not connected"
-        };
-        let error = relay
-            .get("last_error")
-            .and_then(Value::as_str)
-            .map_or_else(String::new, |error| format!("; last error: {error}"));
-        let refuses = relay
-            .get("refuses")
-            .and_then(Value::as_str)
-            .map_or_else(String::new, |why| format!("; refuses messages: {why}"));
-        text.push_str(&format!(
-            "relay: {url} {state}, {} in, {} out{refuses}{error}\n",
-            cell(relay, "/in"),
-            cell(relay, "/out")
-        ));
-    }
-    let names = |name: &str| {
-        let names: Vec<String> = items(view, name).iter().map(scalar).collect();
-        if names.is_empty() {
-            "none".to_owned()
-        } else {
-            names.join(", ")
-        }
-    };
-    text.push_str(&format!(
-        "pools: {}\nskills: {}\n",
-        names("pools"),
-        names("skills")
-    ));
-    text.push_str(&format!(
-        "cores for foreign work: {}\n",
-        cell(view, "/cores")
-    ));
-    let sandboxes = [("worker".to_owned(), view.get("sandbox"))];
-    let own = view.get("skill_sandbox").and_then(Value::as_object);
-    let own =
-        (own.into_iter().flatten()).map(|(name, found)| (format!("skill {name}"), Some(found)));
-    for (of, sandbox) in sandboxes.into_iter().chain(own) {
-        let Some(sandbox) = sandbox.filter(|sandbox| sandbox.is_object()) else {
-            continue;
-        };
-        let missing: Vec<String> = items(sandbox, "missing").iter().map(scalar).collect();
-        let missing = match missing.as_slice() {
-            [] => String::new(),
-            missing => format!("; missing: {}", missing.join(", ")),
-        };
-        let level = cell(sandbox, "/level");
-        text.push_str(&format!("sandbox of the {of}: {level}{missing}\n"));
-    }
-    let counts = |name: &str| {
-        let counts = view
-            .get(name)
-            .and_then(Value::as_object)
-            .into_iter()
-            .flatten();
-        counts
-            .map(|(name, count)| format!("{} {}", scalar(count), name.replace('_', " ")))
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    text.push_str(&format!(
-        "own tasks: {}\nwork for others: {}\noutbox: {}\n",
-        counts("tasks"),
-        counts("work"),
-        counts("outbox")
-    ));
-    let moving = view.get("transfers").unwrap_or(&Value::Null);
-    text.push_str(&format!(
-        "payloads on their way: {} in, {} out, {} of {} bytes done\n",
-        cell(moving, "/incoming"),
-        cell(moving, "/outgoing"),
-        cell(moving, "/done_bytes"),
-        cell(moving, "/bytes")
-    ));
-    text.push_str(&format!(
-        "peers: {}, amounts locked: {}\n",
-        cell(view, "/peers"),
-        cell(view, "/locks")
-    ));
-    let dropped = counts("dropped");
-    text.push_str(&format!(
-        "messages dropped: {}\n",
-        if dropped.is_empty() { "none" } else { &dropped }
-    ));
-    text.push_str(&format!("store: {} bytes\n", cell(view, "/store_bytes")));
-    text
-}
-
-/// The `paused` of a view, as a clause.
-pub(crate) fn paused(view: &Value) -> String {
-    match view.get("paused").filter(|pause| !pause.is_null()) {
-        None => "allowed".to_owned(),
-        Some(pause) => match pause.get("until_ms").and_then(Value::as_u64) {
-            Some(until_ms) => format!("paused by the owner until {}", utc(until_ms)),
-            None => "paused by the owner until `legion resume`".to_owned(),
-        },
+/// Whether a restored node still waits for what this peer holds of it.
+fn frozen(row: &Value) -> &'static str {
+    match row.get("frozen") {
+        Some(Value::Bool(true)) => ", frozen",
+        _ => "",
     }
 }
 
@@ -418,6 +311,7 @@ pub(crate) fn ledger(view: &Value) -> String {
         ("PENDING TO US", "/pending_owed_to_us_mc"),
         ("PENDING BY US", "/pending_we_owe_mc"),
         ("AVAILABLE", "/available_mc"),
+        ("FROZEN", "/frozen"),
     ];
     let transfers = [
         ("AT", "/at_ms"),

@@ -12,6 +12,9 @@ use crate::node::control::{ControlStartError, HomeLock};
 pub(crate) struct Args {
     #[command(flatten)]
     passphrase: PassphraseArgs,
+    /// No other node of this identity runs any more: take up new work again after a copy of this home was found
+    #[arg(long)]
+    sole: bool,
 }
 
 /// `{"ready":true,"npub":...,"relays":{...}}` in one line, at once; then nothing more on stdout.
@@ -31,6 +34,7 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
         lock,
         config,
         identity,
+        sole: args.sole,
     };
     let ready = |ready: &serde_json::Value| {
         let npub = ready

@@ -81,6 +81,8 @@ pub struct Limits {
     pub delegation_hops: u64,
     /// Parts that one job may delegate.
     pub delegation_calls: u64,
+    /// How long a restored node waits for its peers before it goes on without the silent ones.
+    pub restore_patience_s: u64,
 }
 
 impl Default for Limits {
@@ -100,6 +102,7 @@ impl Default for Limits {
             transfer_disk_bytes: 268_435_456,
             delegation_hops: 4,
             delegation_calls: 16,
+            restore_patience_s: 600,
         }
     }
 }
@@ -119,6 +122,7 @@ impl Limits {
             ("payload_bytes", self.payload_bytes),
             ("transfers_per_peer", self.transfers_per_peer),
             ("transfer_disk_bytes", self.transfer_disk_bytes),
+            ("restore_patience_s", self.restore_patience_s),
         ];
         check_range("limits", 1, &values)?;
         let kept = self.max_message_life_s <= 2_419_200;

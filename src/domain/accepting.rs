@@ -222,6 +222,7 @@ impl Node {
             evidence: None,
             withdrawn: false,
             called_superseded: false,
+            agreed: Some(Box::new(award.terms())),
             proof: None,
         }
     }
@@ -293,7 +294,11 @@ impl Node {
         .retry_at(Some(now.saturating_add(FULL_RETRY_MS)));
         let entry = history::decline_unremembered(
             &award.entry,
-            (&self.policy.me, &self.policy.key),
+            (
+                &self.policy.me,
+                &self.policy.key,
+                self.lineage.numbers_above,
+            ),
             award.award_no,
             &refused.code,
         );

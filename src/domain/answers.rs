@@ -136,7 +136,11 @@ impl Node {
     }
 
     /// The executor of this award says that it will not deliver: release the money and look elsewhere.
-    pub(super) fn award_gone(&mut self, now: Ms, task: &str, no: u32, reason: Reason) {
+    pub(super) fn award_gone(&mut self, now: Ms, task: &str, no: u32, mut reason: Reason) {
+        if reason.code == super::recovering::LOST {
+            // It has forgotten the award, not refused the work.
+            reason.retry_at_ms.get_or_insert(now);
+        }
         let Some(job) = self.jobs.get_mut(task) else {
             return;
         };
@@ -340,6 +344,7 @@ impl Node {
 
     pub(super) fn write_job_entry(&mut self, now: Ms, task: &str, what: Act) -> Entry {
         let (me, key) = (self.policy.me.clone(), self.policy.key.clone());
+        let above = self.lineage.numbers_above;
         let Some(job) = self.jobs.get_mut(task) else {
             return Entry::blank();
         };
@@ -352,6 +357,7 @@ impl Node {
                 author: &me,
                 key: &key,
                 what,
+                above,
             },
         );
         self.dirty.jobs.insert(task.to_owned());

@@ -101,6 +101,9 @@ impl Node {
         {
             self.end_pause(now, serde_json::json!({"by": "time"}));
         }
+        if self.is_recovering() {
+            return;
+        }
         // Nothing that leases depend on has changed.
         if self.dirty.work.is_empty() && !self.unsettled {
             return;
@@ -124,7 +127,7 @@ impl Node {
             .values()
             .filter(|w| matches!(w.stage, Stage::Queued | Stage::Hibernating))
             .filter(|w| foreign || self.is_local(&w.requester))
-            .filter(|w| matches!(w.stop, None | Some(StopWhy::Owner)))
+            .filter(|w| matches!(w.stop, None | Some(StopWhy::Owner)) && !self.holds_work(w))
             .map(|w| (w.rank(), w.key.clone()))
             .collect();
         waiting.sort();

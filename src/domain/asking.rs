@@ -42,6 +42,12 @@ impl Node {
         ask: Ask,
         origin: Origin,
     ) -> Result<TaskId, Refused> {
+        let peer = match &ask.route {
+            Route::Peer(npub) => Some(npub.as_str()),
+            Route::Pool(_) | Route::Own => None,
+        };
+        self.not_now(peer)?;
+        self.alone()?;
         let input = serde_json::to_vec(&ask.input).unwrap_or_default();
         let input_bytes = input.len() as u64;
         self.admissible(&ask, input_bytes)?;
@@ -71,6 +77,7 @@ impl Node {
             state: TaskState::Submitted,
             reason: None,
             awards: Vec::new(),
+            awards_above: 0,
             round: 0,
             round_ms: 0,
             offer_expires_ms: 0,
@@ -277,7 +284,7 @@ impl Node {
         };
         let directed = bid.is_none();
         let own = executor == self.policy.me;
-        let no = job.awards.len() as u32 + 1;
+        let no = job.next_no();
         if job.awards.len() >= AWARDS_MAX {
             let reason = Reason::new("no_provider", "too many executors gave the job up");
             self.end(now, task, TaskState::Rejected, reason);

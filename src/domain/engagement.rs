@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::ledger::State as Money;
 use super::peer::Tier;
 use super::step::{EngagementKey, Ms, Npub, TaskId};
+use crate::wire::market::Terms;
 use crate::wire::proof::{Evidence, Hop, Proof};
 
 /// How the work stands.
@@ -171,6 +172,9 @@ pub struct Engagement {
     /// The requester refused the result as superseded, and no withdrawal has been seen here: the claim waits for one.
     #[serde(default)]
     pub called_superseded: bool,
+    /// What was agreed: the requester may have to be reminded of it, after it lost its store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreed: Option<Box<Terms>>,
     /// The proof, once finished (unsigned here; signed when it leaves).
     pub proof: Option<Proof>,
 }

@@ -115,6 +115,16 @@ impl Node {
         relays: Vec<String>,
         expires_ms: Ms,
     ) {
+        let held = match &to {
+            Addressee::Peer(npub) => {
+                self.holds(npub) && self.speaking.as_ref() != Some(npub) && !body.is_log()
+            }
+            Addressee::Reply(_) | Addressee::Pool(_) => self.is_recovering(),
+        };
+        if held {
+            // Until it is known what was signed before, nothing is said.
+            return;
+        }
         self.out.effects.push(Effect::Send(Box::new(Send {
             to,
             body,

@@ -174,14 +174,14 @@ fn floor(draft: &Draft<'_>) -> u32 {
         | Act::Failed { award_no, .. }
         | Act::Stopped { award_no, .. } => *award_no,
     };
-    award_no.saturating_sub(1).saturating_mul(NUMBERS_PER_AWARD)
+    (draft.above).saturating_add(award_no.saturating_sub(1).saturating_mul(NUMBERS_PER_AWARD))
 }
 
 /// The entry of a decline by an executor that does not remember the task: the same whenever it answers this award, and under
 /// the last of the award's numbers, so that it meets none that is written with a memory.
 pub(super) fn decline_unremembered(
     awarded: &Entry,
-    (me, key): (&str, &str),
+    (me, key, above): (&str, &str, u32),
     award_no: u32,
     code: &str,
 ) -> Entry {
@@ -190,7 +190,7 @@ pub(super) fn decline_unremembered(
         requester: awarded.requester.clone(),
         author: me.to_owned(),
         key: key.to_owned(),
-        seq: award_no.saturating_mul(NUMBERS_PER_AWARD),
+        seq: above.saturating_add(award_no.saturating_mul(NUMBERS_PER_AWARD)),
         hlc: awarded.hlc,
         prev: String::new(),
         heads: awarded.hash().into_iter().collect(),
@@ -247,6 +247,8 @@ pub struct Draft<'a> {
     pub key: &'a str,
     /// The statement.
     pub what: Act,
+    /// Numbers begin above this: 0, or a node's own after it was restored ([`super::Lineage`]).
+    pub above: u32,
 }
 
 /// Takes a foreign entry into the heads. One from a clock that ran ahead moves ours by 15 minutes at most: the message around

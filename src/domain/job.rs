@@ -267,6 +267,9 @@ pub struct Job {
     pub reason: Option<Reason>,
     /// All awards, oldest first.
     pub awards: Vec<AwardRow>,
+    /// Awards are numbered above this, if there were some that a restored node has forgotten.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub awards_above: u32,
     /// Auction round.
     pub round: u32,
     /// When this round began.
@@ -314,6 +317,17 @@ impl Job {
             .is_some_and(|o| o.findings.is_none() && !o.late)
     }
 
+    /// Whether a restored node has learned of it from its executor alone: input and commitment are lost.
+    pub fn is_forgotten(&self) -> bool {
+        self.salt.is_empty()
+    }
+
+    /// The number of the next award.
+    pub fn next_no(&self) -> u32 {
+        let last = self.awards.last().map_or(0, |award| award.no);
+        last.max(self.awards_above).saturating_add(1)
+    }
+
     /// The newest award.
     pub fn current(&self) -> Option<&AwardRow> {
         self.awards.last()
@@ -323,4 +337,8 @@ impl Job {
     pub fn award_mut(&mut self, no: u32) -> Option<&mut AwardRow> {
         self.awards.iter_mut().find(|a| a.no == no)
     }
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }

@@ -1,7 +1,7 @@
 //! From a delivered result to a receipt or a refusal: the requester's side.
 
 use super::Node;
-use super::job::{AwardRow, AwardState, Outcome, Phase, Reason, Route, Spare, TaskState};
+use super::job::{AwardRow, AwardState, Job, Outcome, Phase, Reason, Route, Spare, TaskState};
 use super::ledger::State as Money;
 use super::step::{Chance, Effect, Findings, Ms, Refused};
 use crate::wire::entry::Act;
@@ -86,11 +86,14 @@ impl Node {
         let fault = claim_fault(
             job.units,
             job.deadline_ms.saturating_add(skew_ms),
-            award,
+            award.unit_price_mc,
+            award.cap_mc,
+            award.hops_mc.unwrap_or(award.cap_mc),
             &result.proof,
         );
         // A claim that is false already is not worth a draw, and its unit count may be anything.
-        let sample = if fault.is_some() {
+        let forgotten = job.is_forgotten();
+        let sample = if fault.is_some() || forgotten {
             Vec::new()
         } else {
             draw(chance, units, self.sample_of(&from, units))
@@ -135,6 +138,7 @@ impl Node {
         self.withdraw_others(now, task, no);
         match fault {
             Some(evidence) => self.on_checked(now, chance, task, no, false_claim(evidence)),
+            None if forgotten => self.on_checked(now, chance, task, no, unchecked()),
             None => self.out.effects.push(Effect::Check {
                 task: task.to_owned(),
                 award_no: no,
@@ -226,7 +230,7 @@ impl Node {
         let Some(job) = self.jobs.get_mut(task) else {
             return;
         };
-        let below_award_no = job.awards.len() as u32 + 1;
+        let below_award_no = job.next_no();
         let had_it = job.current().is_some_and(|a| a.executor == npub);
         let unsettled = |a: &&mut AwardRow| a.executor == npub && a.money != Money::Committed;
         for award in job.awards.iter_mut().filter(unsettled) {
@@ -314,7 +318,7 @@ impl Node {
         let Some(job) = self.jobs.get_mut(task) else {
             return;
         };
-        let below = job.awards.len() as u32 + 1;
+        let below = job.next_no();
         let mut open = Vec::new();
         for award in job.awards.iter_mut().filter(|a| a.no != taken) {
             use AwardState::{Accepted, Sent, Superseded};
@@ -382,7 +386,10 @@ impl Node {
             Some(task),
             serde_json::json!({"award_no": no, "quality_bp": quality, "fault": fault.as_ref().map(|f| f.code.clone())}),
         );
-        if pays {
+        if !pays && fault.is_none() && self.jobs.get(task).is_some_and(Job::is_forgotten) {
+            // It is not the executor's fault that nothing can be checked any more: the lock stays until `settle_by`.
+            self.changed(task);
+        } else if pays {
             self.pay(now, task, no, &executor, &proof, quality);
         } else {
             let evidence = fault.unwrap_or_else(|| blank_evidence("unverified"));
@@ -418,12 +425,30 @@ fn false_claim(evidence: Evidence) -> Findings {
     }
 }
 
+/// What is found where nothing can be compared.
+fn unchecked() -> Findings {
+    Findings {
+        assurance: "none".into(),
+        input: true,
+        output: false,
+        schema: None,
+        units_checked: 0,
+        fault: None,
+    }
+}
+
 /// What both sides can count without any recomputation: units, price, cost, time.
-fn claim_fault(units: u32, result_by_ms: Ms, award: &AwardRow, proof: &Proof) -> Option<Evidence> {
-    let price = award.unit_price_mc.unwrap_or(proof.unit_price_mc);
+pub(super) fn claim_fault(
+    units: u32,
+    result_by_ms: Ms,
+    unit_price_mc: Option<u64>,
+    cap_mc: u64,
+    hops_mc: u64,
+    proof: &Proof,
+) -> Option<Evidence> {
+    let price = unit_price_mc.unwrap_or(proof.unit_price_mc);
     let counted = if units == 0 { proof.units } else { units };
-    let hops_mc = award.hops_mc.unwrap_or(award.cap_mc);
-    let due = due_mc(counted, price, award.cap_mc, proof)
+    let due = due_mc(counted, price, cap_mc, proof)
         .filter(|_| proof.hops_mc().is_some_and(|spent| spent <= hops_mc));
     if proof.units != counted || proof.unit_price_mc != price || Some(proof.cost_mc) != due {
         return Some(Evidence {

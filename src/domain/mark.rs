@@ -212,7 +212,12 @@ impl Node {
     }
 
     /// The history of a task that we work on: the job's own if it is ours, for both parts speak as one author then.
-    fn foreign_heads(&mut self, requester: &str, task: &str, until: Ms) -> Option<&mut Heads> {
+    pub(super) fn foreign_heads(
+        &mut self,
+        requester: &str,
+        task: &str,
+        until: Ms,
+    ) -> Option<&mut Heads> {
         if requester == self.policy.me {
             return self.jobs.get_mut(task).map(|job| &mut job.heads);
         }
@@ -229,6 +234,7 @@ impl Node {
         what: Act,
     ) -> Entry {
         let (me, mine) = (self.policy.me.clone(), self.policy.key.clone());
+        let above = self.lineage.numbers_above;
         let Some(heads) = self.foreign_heads(requester, task, until) else {
             return Entry::blank();
         };
@@ -241,6 +247,7 @@ impl Node {
                 author: &me,
                 key: &mine,
                 what,
+                above,
             },
         );
         self.put(Row::Entry(Box::new(entry.clone())));

@@ -26,6 +26,9 @@ impl Node {
     }
 
     pub(super) fn on_trust(&mut self, now: Ms, npub: &str, tier: Tier, limit_mc: Option<u64>) {
+        if let Err(refused) = self.not_now(Some(npub)) {
+            return self.out.effects.push(Effect::Done(Err(refused)));
+        }
         self.edit_peer(npub, |peer| {
             peer.tier = tier;
             peer.limit_mc = limit_mc;
@@ -41,6 +44,9 @@ impl Node {
     }
 
     pub(super) fn on_forget(&mut self, npub: &str) {
+        if let Err(refused) = self.not_now(Some(npub)) {
+            return self.out.effects.push(Effect::Done(Err(refused)));
+        }
         let awarded = self
             .jobs
             .values()
@@ -67,7 +73,15 @@ impl Node {
 
     pub(super) fn on_message(&mut self, now: Ms, chance: &mut Chance, incoming: Incoming) {
         let from = incoming.from.clone();
-        if let Err(refused) = self.meet(now, &incoming) {
+        let news = if self.holds_back(&incoming) && !self.is_local(&from) {
+            Err(Refused::new(
+                "held_back",
+                "not before the restoration is reconciled",
+            ))
+        } else {
+            self.meet(now, &incoming)
+        };
+        if let Err(refused) = news {
             self.out.effects.push(Effect::Dropped {
                 code: refused.code,
                 from,
@@ -93,6 +107,9 @@ impl Node {
             Body::Cancel(cancel) => self.on_cancel_message(now, &from, &cancel.task, &cancel.entry),
             Body::Receipt(receipt) => self.on_receipt(now, &from, receipt),
             Body::Refusal(refusal) => self.on_refusal(now, &from, refusal),
+            Body::Since(since) => self.on_since(now, &from, since),
+            Body::Entries(page) => self.on_log(now, &from, page),
+            Body::Hello(hello) => self.on_hello(now, &from, hello),
             Body::Ack(_) | Body::Transfer(_) => Ok(()),
         };
         if let Err(refused) = outcome {
@@ -232,6 +249,9 @@ fn binding_of(body: &Body) -> Option<&Binding> {
         Body::Bid(bid) => Some(&bid.binding),
         Body::Award(a) | Body::Request(a) => Some(&a.binding),
         Body::Accept(a) => Some(&a.binding),
+        Body::Decline(d) => d.binding.as_ref(),
+        Body::Since(since) => Some(&since.binding),
+        Body::Entries(page) => Some(&page.binding),
         _ => None,
     }
 }

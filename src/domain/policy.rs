@@ -270,6 +270,8 @@ pub struct Policy {
     pub peers_max: u32,
     /// Longest that an answer may take to be delivered.
     pub message_ttl_ms: Ms,
+    /// How long a restored node waits for its peers' answers before it goes on without those that are silent.
+    pub restore_patience_ms: Ms,
     /// Largest input, and largest result, bytes as JSON. Beyond some 20 kB they travel beside their message.
     pub payload_bytes_max: u64,
     /// How often a lost worker is replaced for one engagement.

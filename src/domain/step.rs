@@ -11,6 +11,7 @@ use super::peer::{Peer, Tier};
 use super::policy::SkillFacts;
 use crate::wire::binding::{Binding, BoundKeys};
 use crate::wire::entry::Entry;
+use crate::wire::log::{LogEntries, LogSince};
 use crate::wire::message::Body;
 use crate::wire::proof::Evidence;
 
@@ -346,6 +347,31 @@ pub enum Input {
         /// Whether it is the result.
         result: bool,
     },
+    /// The owner takes a restored store as it is: a node without its missing peers, or this peer's account as it stands.
+    AcceptLosses {
+        /// Whose; of all that have not answered, the work with the others begins, if none.
+        npub: Option<Npub>,
+    },
+    /// This node is to be heard by a copy of it.
+    SayHello,
+    /// What was signed with a peer that asked for it, as the store has it.
+    LogPage {
+        /// Who asked.
+        to: Npub,
+        /// The page.
+        page: Box<LogEntries>,
+    },
+    /// A stored result that is to be delivered once more.
+    ResultAgain {
+        /// Which engagement.
+        key: EngagementKey,
+        /// What we signed of it then.
+        entry: Box<Entry>,
+        /// The skill's output.
+        output: Value,
+        /// Unit results, concatenated.
+        units: Vec<u8>,
+    },
     /// The evidence of a refusal was recomputed.
     EvidenceChecked {
         /// Which engagement.
@@ -433,6 +459,12 @@ pub enum Row {
     Mark(super::mark::Mark),
     /// The owner's switches.
     Owner(super::arbiter::OwnerState),
+    /// What a restored node still has to learn.
+    Recovery(Box<super::recovering::Recovery>),
+    /// What remains of a restoration for good.
+    Lineage(super::recovering::Lineage),
+    /// Which starts of this node there were, and which it has heard of.
+    Instances(super::instances::Instances),
 }
 
 /// What a step changes in the store.
@@ -503,6 +535,17 @@ pub enum Effect {
         /// The evidence.
         evidence: Evidence,
     },
+    /// Volatile: a peer asks what was signed between us ([`Input::LogPage`]).
+    LogPage {
+        /// Who asks.
+        to: Npub,
+        /// What.
+        since: Box<LogSince>,
+    },
+    /// Volatile: a result is to be delivered once more ([`Input::ResultAgain`]).
+    ResultAgain(EngagementKey),
+    /// Derived: messages that were held back because of a restoration may leave, where they may.
+    Released,
     /// Volatile: what was answered before this step to the requester's offer of this task need not be delivered any more. Its
     /// reply key may be closed by now, and nobody there to acknowledge it.
     Moot {

@@ -10,7 +10,15 @@ use crate::wire::message::{Body, Cancel};
 
 impl Node {
     pub(super) fn on_cancel_command(&mut self, now: Ms, task: &str) {
+        let held = |job: &Job| self.holds_job(job);
         let answer = match self.jobs.get(task) {
+            Some(job) if held(job) => {
+                let with = job.current().map(|award| award.executor.as_str());
+                self.not_now(with).and(Err(Refused::new(
+                    super::recovering::PEER_FROZEN,
+                    "this task is with a peer whose account is frozen since the restoration",
+                )))
+            }
             None => Err(Refused::new(
                 "task_unknown",
                 format!("no task of this node has the id {task}"),
@@ -209,6 +217,9 @@ impl Node {
     /// When time alone changes a job. What only an online node may judge is not due while it is offline.
     pub(super) fn job_wake_ms(&self, job: &Job) -> Ms {
         let mut wake = Ms::MAX;
+        if self.holds_job(job) {
+            return wake;
+        }
         let mut at = |ms: Ms| wake = wake.min(ms);
         let skew = self.policy.skew_ms;
         match (job.phase, job.current()) {

@@ -48,7 +48,8 @@ impl Node {
             pause,
         ];
         let wake = times.into_iter().flatten().min();
-        wake.filter(|at| !self.draining && *at != Ms::MAX)
+        let wake = wake.filter(|at| !self.draining && *at != Ms::MAX);
+        wake.into_iter().chain(self.recovery_wake_ms()).min()
     }
 
     /// Jobs that time has something to say to.

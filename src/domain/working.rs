@@ -345,6 +345,9 @@ impl Node {
     }
 
     pub(super) fn work_wake_ms(&self, work: &Engagement) -> Ms {
+        if self.holds_work(work) {
+            return Ms::MAX;
+        }
         match work.stage {
             Stage::Running | Stage::Queued | Stage::Waiting => work
                 .keepalive_at_ms

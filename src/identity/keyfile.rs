@@ -161,24 +161,7 @@ pub fn open(dir: &Path, passphrase: Option<&str>) -> Result<Identity, IdentityEr
         epoch: file.epoch,
         created_at_s: file.created_at_s,
     };
-    let words = match file.protection {
-        Protection::None { mnemonic } => mnemonic.0,
-        Protection::Argon2id {
-            cost,
-            salt,
-            nonce,
-            ciphertext,
-        } => {
-            let passphrase = passphrase.ok_or(IdentityError::PassphraseNeeded)?;
-            let boxed = Sealed {
-                cost,
-                salt: hex_field(&path, &salt)?,
-                nonce: hex_field(&path, &nonce)?,
-                ciphertext: hex_field(&path, &ciphertext)?,
-            };
-            boxed.open(&path, &meta, passphrase)?
-        }
-    };
+    let (words, _) = unlock(&path, file.protection, &meta, passphrase)?;
     let mnemonic = Mnemonic::parse(&words).map_err(|error| invalid(&path, &error.to_string()))?;
     let mut identity = Identity::derive(&mnemonic, meta.lct, meta.epoch)?;
     match public(dir) {
@@ -190,6 +173,81 @@ pub fn open(dir: &Path, passphrase: Option<&str>) -> Result<Identity, IdentityEr
         _ => write_public(dir, identity.public())?,
     }
     Ok(identity)
+}
+
+/// Raises the epoch of the identity in `dir` to one above its own and above `known`, and returns it. The words stay, encrypted as
+/// before under the same passphrase. Fails as [`open`] does, and with `derivation_failed` when there is no higher epoch.
+pub fn raise_epoch(
+    dir: &Path,
+    passphrase: Option<&str>,
+    known: u32,
+) -> Result<Identity, IdentityError> {
+    let (path, file) = read_key_file(dir)?;
+    let meta = Meta {
+        lct: file.lct,
+        epoch: file.epoch.max(known).saturating_add(1),
+        created_at_s: file.created_at_s,
+    };
+    let before = Meta {
+        epoch: file.epoch,
+        ..meta.clone()
+    };
+    let (words, cost) = unlock(&path, file.protection, &before, passphrase)?;
+    let mnemonic = Mnemonic::parse(&words).map_err(|error| invalid(&path, &error.to_string()))?;
+    let identity = Identity::derive(&mnemonic, meta.lct.clone(), meta.epoch)?;
+    let protection = match (cost, passphrase) {
+        (Some(cost), Some(passphrase)) => encrypt(&mnemonic, &meta, passphrase, cost)?,
+        _ => Protection::None {
+            mnemonic: Words(words),
+        },
+    };
+    let raised = KeyFile {
+        format: FORMAT.to_owned(),
+        v: VERSION,
+        lct: meta.lct,
+        epoch: meta.epoch,
+        created_at_s: meta.created_at_s,
+        protection,
+    };
+    write_whole(&path, &to_json(&raised, &path)?)?;
+    write_public(dir, identity.public())?;
+    Ok(identity)
+}
+
+/// The words, and what a guess at their passphrase costs, if they have one.
+fn unlock(
+    path: &Path,
+    protection: Protection,
+    meta: &Meta,
+    passphrase: Option<&str>,
+) -> Result<(Zeroizing<String>, Option<KdfCost>), IdentityError> {
+    match protection {
+        Protection::None { mnemonic } => Ok((mnemonic.0, None)),
+        Protection::Argon2id {
+            cost,
+            salt,
+            nonce,
+            ciphertext,
+        } => {
+            let passphrase = passphrase.ok_or(IdentityError::PassphraseNeeded)?;
+            let boxed = Sealed {
+                cost,
+                salt: hex_field(path, &salt)?,
+                nonce: hex_field(path, &nonce)?,
+                ciphertext: hex_field(path, &ciphertext)?,
+            };
+            Ok((boxed.open(path, meta, passphrase)?, Some(cost)))
+        }
+    }
+}
+
+/// Puts a file as it is into an identity's directory, or one beside it (made if missing, 0700), for the owner alone (0600): whole or
+/// not at all. Fails with `key_io`.
+pub fn install(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
+    if let Some(dir) = path.parent() {
+        make_private_dir(dir)?;
+    }
+    write_whole(path, bytes)
 }
 
 /// The public half, without a passphrase. Fails with `key_missing` or `key_file_invalid`.

@@ -24,11 +24,15 @@ const LIBP2P_LABEL: &[u8] = b"ed25519/libp2p";
 const SEAL_LABEL: &[u8] = b"x25519/seal";
 const REPLY_LABEL: &[u8] = b"nostr/reply";
 const POOLS_LABEL: &[u8] = b"chacha20poly1305/pools";
+/// Highest epoch: the keys of every earlier one are derived at each start.
+pub const EPOCH_MAX: u32 = 1_024;
 
 /// The secret keys of a node. Not `Clone`, not `Serialize`; `Debug` shows the name and the npub only.
 pub struct Identity {
     nostr: Keys,
     proof: SigningKey,
+    /// Proof keys of the epochs before, oldest first.
+    former: Vec<SigningKey>,
     libp2p: libp2p_identity::Keypair,
     seal: StaticSecret,
     reply_root: Zeroizing<[u8; 32]>,
@@ -99,11 +103,20 @@ impl Identity {
     /// Derives every key of this name and epoch from the seed words. The Nostr key is NIP-06's account 0 whatever the epoch.
     /// Takes some milliseconds (PBKDF2). Fails with `derivation_failed`.
     pub fn derive(mnemonic: &Mnemonic, lct: Lct, epoch: u32) -> Result<Self, IdentityError> {
+        if epoch > EPOCH_MAX {
+            return Err(IdentityError::DerivationFailed("the epoch is out of range"));
+        }
         let nostr = Keys::from_mnemonic(mnemonic.phrase(), None)
             .map_err(|_| IdentityError::DerivationFailed("NIP-06 gave no key"))?;
         let seed = mnemonic.seed()?;
         let root = Hkdf::<Sha256>::new(Some(ROOT_SALT), seed.as_slice());
         let proof = SigningKey::from_bytes(&*expand(&root, PROOF_LABEL, &epoch.to_be_bytes())?);
+        let former = (0..epoch)
+            .map(|epoch| {
+                let bytes = expand(&root, PROOF_LABEL, &epoch.to_be_bytes())?;
+                Ok(SigningKey::from_bytes(&bytes))
+            })
+            .collect::<Result<Vec<_>, IdentityError>>()?;
         let mut libp2p_bytes = expand(&root, LIBP2P_LABEL, &epoch.to_be_bytes())?;
         let libp2p = libp2p_identity::Keypair::ed25519_from_bytes(libp2p_bytes.as_mut_slice())
             .map_err(|_| IdentityError::DerivationFailed("libp2p refused the key"))?;
@@ -125,6 +138,7 @@ impl Identity {
         Ok(Self {
             nostr,
             proof,
+            former,
             libp2p,
             seal,
             reply_root,
@@ -146,6 +160,27 @@ impl Identity {
     /// Signs with the proof key (Ed25519, RFC 8032). Pass bytes made by `wire::canonical::signing_bytes`, which carry a domain.
     pub fn sign_proof(&self, message: &[u8]) -> [u8; 64] {
         self.proof.sign(message).to_bytes()
+    }
+
+    /// Signs with the proof key of `key` (hex), of this epoch or an earlier one; none if it is no key of ours. What was stated
+    /// under an earlier epoch is repeated under its key, and nothing new is.
+    pub fn sign_proof_as(&self, key: &str, message: &[u8]) -> Option<[u8; 64]> {
+        let ours = self.former.iter().chain([&self.proof]);
+        let mut fits = ours.filter(|k| hex::encode(k.verifying_key().as_bytes()) == key);
+        fits.next().map(|k| k.sign(message).to_bytes())
+    }
+
+    /// Every proof key of ours so far, hex, the oldest first.
+    pub fn proof_keys(&self) -> Vec<String> {
+        let ours = self.former.iter().chain([&self.proof]);
+        ours.map(|k| hex::encode(k.verifying_key().as_bytes()))
+            .collect()
+    }
+
+    /// Signs with the proof key of every earlier epoch: for whoever knows one of them.
+    pub fn sign_formerly(&self, message: &[u8]) -> Vec<[u8; 64]> {
+        let former = self.former.iter();
+        former.map(|k| k.sign(message).to_bytes()).collect()
     }
 
     /// Signs with the libp2p key (Ed25519), to show that the peer id is ours.

@@ -80,6 +80,7 @@ pub(super) fn read(text: &str, now_s: u64) -> Result<Option<Introduction>, NodeE
         sig_ed25519: hex::encode(contact.sig_ed25519),
         sig_libp2p: hex::encode(contact.sig_libp2p),
         sig_previous: None,
+        sig_earlier: Vec::new(),
     };
     let keys = binding.verify(&contact.nostr, now_s)?;
     Ok(Some(Introduction {

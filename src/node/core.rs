@@ -6,12 +6,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::batch::{Batch, newest_rows_only};
+use super::chores::ACKS_MAX;
 use super::delivery::Tell;
 use super::order::{Answer, Arrival, Mail, Order, Outlets};
+use super::recovery::HELLO_EVERY;
 use super::rows::{self, Parcel};
 use super::sealer::{Early, Sealer};
 use super::transfer::Quota;
@@ -31,8 +34,6 @@ const BATCH_MAX: usize = 256;
 const ACK_WAIT: Duration = Duration::from_millis(20);
 /// Outbox rows that are done wait this long for another commit. Kept too long they are only sent again after a crash.
 const DELIVERED_WAIT: Duration = Duration::from_millis(200);
-/// Most acknowledged rumors in one message.
-const ACKS_MAX: usize = 64;
 /// Most bytes of message JSON in one envelope before signatures (a rumor holds 28,672 bytes in all).
 const PARCEL_BYTES: usize = 23_000;
 /// Commits that may fail in a row before the node ends.
@@ -64,6 +65,14 @@ pub struct Core {
     pub(super) limits: Limits,
     pub(super) quota: Quota,
     pub(super) watch: clock::JumpWatch,
+    /// The way back into the loop, for what is read beside it.
+    pub(super) again: Mailbox,
+    /// Outbox rows that wait for the end of a restoration.
+    pub(super) withheld: Vec<(u64, Parcel)>,
+    /// Until when a payload that nobody here knows of is not refused: its message may be held back.
+    pub(super) quiet_until_ms: Arc<AtomicU64>,
+    /// When a copy of this node is to hear of it next.
+    pub(super) hello_at: Instant,
 }
 
 impl Core {
@@ -76,6 +85,8 @@ impl Core {
         (limits, quota): (Limits, Quota),
         clock_jump: Duration,
         sealer: Arc<Sealer>,
+        again: Mailbox,
+        quiet_until_ms: Arc<AtomicU64>,
     ) -> Result<Self, StoreError> {
         let node = load_node(&policy, &store)?;
         Ok(Self {
@@ -97,6 +108,10 @@ impl Core {
             limits,
             quota,
             watch: clock::JumpWatch::new(clock_jump),
+            again,
+            withheld: Vec::new(),
+            quiet_until_ms,
+            hello_at: Instant::now() + HELLO_EVERY,
         })
     }
 
@@ -104,7 +119,8 @@ impl Core {
     ///
     /// # Errors
     /// The last error of the store.
-    pub fn run(mut self, mailbox: &Receiver<Mail>, again: &Mailbox) -> Result<(), StoreError> {
+    pub fn run(mut self, mailbox: &Receiver<Mail>) -> Result<(), StoreError> {
+        let again = &self.again.clone();
         self.batch(vec![Mail::Fact(Input::Started)], again)?;
         loop {
             let mut mails = Vec::new();
@@ -126,6 +142,7 @@ impl Core {
             }
             self.batch(mails, again)?;
             self.flush_acks();
+            self.greet();
             self.prune();
             if stop.is_some() {
                 return Ok(());
@@ -225,8 +242,11 @@ impl Core {
             }
             Mail::Fact(input) => {
                 let step = self.step(now, input.clone());
-                batch.again.push(Mail::Fact(input));
                 batch.gather(step);
+                if matches!(input, Input::CaughtUp { online: true }) {
+                    batch.gather(self.step(now, Input::SayHello));
+                }
+                batch.again.push(Mail::Fact(input));
             }
             Mail::Arrival(arrival) => self.arrive(now, *arrival, batch)?,
             Mail::Whole(key, incoming) => {
@@ -249,6 +269,9 @@ impl Core {
     }
 
     fn arrive(&mut self, now: u64, arrival: Arrival, batch: &mut Batch) -> Result<(), StoreError> {
+        if self.node_waits(now, &arrival, batch)? {
+            return Ok(());
+        }
         let id = (arrival.author, arrival.rumor);
         if arrival.stored {
             let seen = batch.seen_now.contains(&id)
@@ -308,7 +331,7 @@ impl Core {
         Ok(())
     }
 
-    fn step(&mut self, now: u64, input: Input) -> Step {
+    pub(super) fn step(&mut self, now: u64, input: Input) -> Step {
         let mut seed = [0u8; 32];
         // Without the system's randomness nothing may be decided; there is no sane way on.
         if getrandom::fill(&mut seed).is_err() {
@@ -368,6 +391,7 @@ impl Core {
             self.read_until_s = read_until_s;
         }
         crash::point("committed", &kinds);
+        super::recovery::log(&batch.changes);
         batch.kinds = kinds;
         Ok(numbered)
     }
@@ -471,59 +495,6 @@ impl Core {
         crash::point("dispatched", &batch.kinds);
         for (answer, said) in batch.answers {
             let _ = answer.send(said);
-        }
-    }
-
-    fn flush_acks(&mut self) {
-        if self.acks_due.is_none_or(|due| Instant::now() < due) {
-            return;
-        }
-        self.acks_due = None;
-        let now = clock::now_ms();
-        for (npub, rumors) in self.acks.drain() {
-            let relays = self
-                .node
-                .peers()
-                .get(&npub)
-                .map(|p| p.relays.clone())
-                .unwrap_or_default();
-            for chunk in rumors.chunks(ACKS_MAX) {
-                let body = Body::Ack(Ack {
-                    rumors: chunk.to_vec(),
-                });
-                let send = Send {
-                    to: Addressee::Peer(npub.clone()),
-                    body,
-                    ephemeral: true,
-                    relays: relays.clone(),
-                    expires_ms: now + 300_000,
-                };
-                let _ = self.outlets.delivery.send(Tell::Order(Order::Try(Parcel {
-                    sends: vec![send],
-                    created_s: now / 1000,
-                })));
-            }
-        }
-    }
-
-    fn prune(&mut self) {
-        if Instant::now() < self.prune_at {
-            return;
-        }
-        let (now, limits) = (clock::now_ms(), self.limits.clone());
-        let more = match self.store.write(|txn| txn.prune(now, &limits, 500)) {
-            Ok(pruned) => pruned.more,
-            Err(error) => {
-                tracing::warn!(code = error.code(), "pruning failed: {error}");
-                false
-            }
-        };
-        self.prune_at = Instant::now() + Duration::from_secs(if more { 1 } else { 60 });
-    }
-
-    pub(super) fn count(&self, code: &str) {
-        if let Ok(mut counters) = self.outlets.counters.lock() {
-            *counters.dropped.entry(code.to_owned()).or_default() += 1;
         }
     }
 

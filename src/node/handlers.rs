@@ -1,5 +1,7 @@
 //! The owner's commands, as the control socket hands them over. Later faces will use the same handlers.
 
+mod records;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,7 +16,7 @@ use super::pools::Pools;
 use super::transfer::TransferState;
 use super::{Mailbox, clock, contact, inbox, view};
 use crate::carrier::Handle;
-use crate::config::Config;
+use crate::config::{Config, Home};
 use crate::domain::Node;
 use crate::domain::job::{Job, Route, TaskState};
 use crate::domain::ledger::AMOUNT_MAX_MC;
@@ -37,6 +39,10 @@ pub struct Handlers {
     pub mailbox: Mailbox,
     /// Tasks whose view has changed.
     pub changed: broadcast::Sender<String>,
+    /// The home.
+    pub home: Home,
+    /// Its store.
+    pub store: Arc<Store>,
     /// Settings.
     pub config: Config,
     /// Our keys, for proofs.
@@ -254,6 +260,8 @@ impl ControlHandler for Handlers {
             }
             "proof/export" => self.proof(&parse::<IdParams>(params)?.id).await,
             "journal/read" => self.journal(params).await,
+            "node/backup" => self.backup(parse(params)?).await,
+            "restore/accept" => self.accept_losses(parse(params)?).await,
             other => Err(ControlError::unknown_method(other)),
         }
     }
@@ -430,7 +438,7 @@ impl Handlers {
                 "outbox": {"waiting": outbox.waiting, "untaken": outbox.untaken}, "dropped": counters.dropped,
                 "transfers": {"incoming": moving.incoming, "outgoing": moving.outgoing, "done_bytes": moving.done_bytes, "bytes": moving.bytes,
                               "chunks_sent": moving.chunks_sent, "chunks_resent": moving.chunks_resent, "chunks_new": moving.chunks_new}, "commits": counters.commits,
-                "store_bytes": store.file_bytes()?,
+                "store_bytes": store.file_bytes()?, "recovering": view::recovery(node), "elsewhere": node.instances().elsewhere,
             }))
         })
         .await
@@ -445,55 +453,7 @@ impl Handlers {
             .collect()
     }
 
-    async fn proof(&self, id: &str) -> Result<Value, ControlError> {
-        let wanted = id.to_owned();
-        let exported = self
-            .look(move |node, store| {
-                let view = store.view()?;
-                let job = match node.jobs().get(&wanted) {
-                    Some(job) => Some(job.clone()),
-                    None => super::rows::job(&view, &wanted)?,
-                };
-                let Some((job, outcome)) = job.and_then(|j| j.outcome.clone().map(|o| (j, o))) else { return Ok(None) };
-                let result: Value = super::rows::payload(&view, &wanted, "result")?.and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or(Value::Null);
-                let units = super::rows::payload(&view, &wanted, "units")?.and_then(|b| String::from_utf8(b).ok()).unwrap_or_default();
-                let entries = super::rows::entries(&view, &wanted)?;
-                Ok(Some(json!({"v": 1, "proof": outcome.proof, "output": result, "units": units, "commitment": job.commitment, "entries": entries})))
-            })
-            .await?;
-        let mut exported = exported.ok_or_else(|| {
-            ControlError::new("proof_missing", "this task has no result with a proof")
-        })?;
-        // Our own entries are kept unsigned; Ed25519 is deterministic, so signing now gives the signature that was sent.
-        if let Some(entries) = exported.get_mut("entries").and_then(Value::as_array_mut) {
-            for value in entries {
-                let Ok(mut entry) =
-                    serde_json::from_value::<crate::wire::entry::Entry>(value.clone())
-                else {
-                    continue;
-                };
-                if entry.sig.is_empty() && entry.key == self.identity.public().ed25519 {
-                    if let Ok(bytes) = entry.signing_bytes() {
-                        entry.sig = hex::encode(self.identity.sign_proof(&bytes));
-                    }
-                    *value = serde_json::to_value(&entry).unwrap_or(Value::Null);
-                }
-            }
-        }
-        Ok(exported)
-    }
-
-    async fn journal(&self, params: Value) -> Result<Value, ControlError> {
-        let from = params.get("from").and_then(Value::as_u64).unwrap_or(0);
-        self.look(move |_, store| {
-            let entries = store.view()?.journal_range(from, 10_000, crate::store::Order::Ascending)?;
-            let list: Vec<Value> = entries.iter().map(|e| json!({"seq": e.seq, "at_ms": e.at_ms, "kind": e.kind, "task": e.task, "body": e.body})).collect();
-            Ok(json!({"entries": list}))
-        })
-        .await
-    }
-
-    async fn command(&self, input: Input) -> Result<Answer, ControlError> {
+    pub(super) async fn command(&self, input: Input) -> Result<Answer, ControlError> {
         let (answer, said) = oneshot::channel();
         self.mailbox.post(Mail::Command(input, answer));
         said.await
@@ -501,7 +461,7 @@ impl Handlers {
             .map_err(|refused| refusal(&refused))
     }
 
-    async fn look<T: Send + 'static>(
+    pub(super) async fn look<T: Send + 'static>(
         &self,
         look: impl FnOnce(&Node, &Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, ControlError> {
@@ -577,7 +537,7 @@ fn check_key(key: &str) -> Result<(), ControlError> {
     Err(ControlError::new("key_invalid", message))
 }
 
-fn key_of(text: &str) -> Result<String, ControlError> {
+pub(super) fn key_of(text: &str) -> Result<String, ControlError> {
     parse_npub(text).map_err(|e| ControlError::told(e.code(), &e))
 }
 
@@ -590,7 +550,7 @@ fn not_asked() -> ControlError {
     ControlError::new("task_not_asked", message)
 }
 
-fn stopping() -> ControlError {
+pub(super) fn stopping() -> ControlError {
     ControlError::new("node_stopping", "the node is going down")
 }
 

@@ -190,6 +190,9 @@ impl Opener {
         {
             return Err("proof_signature");
         }
+        if let Body::Entries(page) = &body {
+            super::recovery::check_signatures(page)?;
+        }
         let keys = match binding_of(&body) {
             Some(binding) => Some(self.bound(author, binding, now_s)?),
             None => None,
@@ -264,7 +267,8 @@ fn belongs(verified: &Verified, body: &Body) -> Result<(), Code> {
     // Ephemeral rumors are not remembered, so only what may be heard twice may come in one: whoever reads a message could
     // otherwise wrap its seal again and again, each time with effect.
     let news = matches!(body, Body::Update(u) if matches!(u.news, News::Working { .. }));
-    if verified.ephemeral && !news && !matches!(body, Body::Withdraw(_)) {
+    let hello = matches!(body, Body::Hello(_));
+    if verified.ephemeral && !news && !hello && !matches!(body, Body::Withdraw(_)) {
         return Err("ephemeral_refused");
     }
     Ok(())
@@ -307,6 +311,8 @@ fn binding_of(body: &Body) -> Option<&Binding> {
         Body::Award(award) | Body::Request(award) => Some(&award.binding),
         Body::Accept(accept) => Some(&accept.binding),
         Body::Decline(decline) => decline.binding.as_ref(),
+        Body::Since(since) => Some(&since.binding),
+        Body::Entries(page) => Some(&page.binding),
         _ => None,
     }
 }

@@ -115,6 +115,8 @@ fn message_name(body: &Body) -> &'static str {
         Body::Refusal(_) => "refusal",
         Body::Ack(_) => "ack",
         Body::Transfer(_) => "transfer",
+        Body::Since(_) | Body::Entries(_) => "log",
+        Body::Hello(_) => "hello",
     }
 }
 

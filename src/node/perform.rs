@@ -45,6 +45,9 @@ impl Core {
                 let _ = self.outlets.presence.send(Order::Drain);
             }
             Effect::Inboxes => self.inboxes(),
+            Effect::LogPage { to, since } => self.log_page(to, *since),
+            Effect::ResultAgain(key) => self.result_again(key),
+            Effect::Released => self.let_go(),
             Effect::Send(_) | Effect::Moot { .. } | Effect::Asked(_) | Effect::Done(_) => {}
         }
     }

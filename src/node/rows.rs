@@ -3,16 +3,21 @@
 use serde::{Deserialize, Serialize};
 
 use crate::domain::engagement::{self, Engagement};
+use crate::domain::instances::Instances;
 use crate::domain::job::Job;
 use crate::domain::ledger::{Account, Transfer};
 use crate::domain::peer::Peer;
 use crate::domain::step::{Change, Input, Ms, Row, Send};
-use crate::domain::{Mark, OwnerState};
+use crate::domain::{Lineage, Mark, OwnerState};
 use crate::store::{Order, Rows, Span, Store, StoreError, Table, Txn, View, owned_key};
 use crate::wire::entry::{Act, Entry};
+use crate::wire::log::LogEntries;
 use crate::wire::message::Body;
 
 const OWNER: &[u8] = b"owner";
+const RECOVERY: &[u8] = b"recovery";
+const LINEAGE: &[u8] = b"lineage";
+const INSTANCES: &[u8] = b"instances";
 const IDENTITY: &[u8] = b"identity";
 /// Most entries looked at for one mark and length.
 const ORPHANS_MAX: usize = 256;
@@ -168,7 +173,32 @@ fn put(txn: &mut Txn<'_>, me: &str, row: &Row) -> Result<(), StoreError> {
         }
         Row::Mark(mark) => txn.put(Table::Marks, mark.owner.as_bytes(), mark),
         Row::Owner(owner) => txn.put(Table::Meta, OWNER, owner),
+        Row::Recovery(recovery) if recovery.is_over() => {
+            txn.delete(Table::Meta, RECOVERY).map(drop)
+        }
+        Row::Recovery(recovery) => txn.put(Table::Meta, RECOVERY, recovery.as_ref()),
+        Row::Lineage(lineage) => txn.put(Table::Meta, LINEAGE, lineage),
+        Row::Instances(instances) => txn.put(Table::Meta, INSTANCES, instances),
     }
+}
+
+/// The starts so far.
+///
+/// # Errors
+/// The store's.
+pub fn instances(view: &View) -> Result<Instances, StoreError> {
+    Ok(view.get(Table::Meta, INSTANCES)?.unwrap_or_default())
+}
+
+/// Notes a start of the node under this name. `sole`: the owner says that no other node of this identity runs.
+///
+/// # Errors
+/// The store's.
+pub fn begin_instance(store: &Store, name: String, sole: bool) -> Result<Instances, StoreError> {
+    let mut instances = instances(&store.view()?)?;
+    instances.start(name, sole);
+    store.write(|txn| txn.put(Table::Meta, INSTANCES, &instances))?;
+    Ok(instances)
 }
 
 fn put_task<T: Serialize>(
@@ -194,6 +224,13 @@ pub fn load(view: &View) -> Result<Vec<Row>, StoreError> {
     if let Some(owner) = view.get::<OwnerState>(Table::Meta, OWNER)? {
         rows.push(Row::Owner(owner));
     }
+    rows.extend(
+        (view.get(Table::Meta, RECOVERY)?)
+            .map(Box::new)
+            .map(Row::Recovery),
+    );
+    rows.extend(lineage(view)?.map(Row::Lineage));
+    rows.extend(view.get(Table::Meta, INSTANCES)?.map(Row::Instances));
     rows.extend(
         every::<Peer>(view, Table::Peers)?
             .into_iter()
@@ -267,6 +304,7 @@ pub fn prefetch(
             Body::Receipt(receipt) => {
                 engagement::key(&incoming.from, &receipt.task, receipt.award_no)
             }
+            Body::Entries(page) => return told(view, &incoming.from, page, is_live),
             Body::Refusal(refusal) => {
                 engagement::key(&incoming.from, &refusal.task, refusal.award_no)
             }
@@ -278,6 +316,26 @@ pub fn prefetch(
         return Ok(Vec::new());
     }
     task(view, &task_key(&named))
+}
+
+/// The rows of all awards in a page.
+fn told(
+    view: &View,
+    from: &str,
+    page: &LogEntries,
+    is_live: impl Fn(&str) -> bool,
+) -> Result<Vec<Row>, StoreError> {
+    let mut rows = Vec::new();
+    for log in &page.awards {
+        let (award, mut owner) = (&log.award, log.award.task.clone());
+        if award.requester == from {
+            owner = engagement::key(from, &award.task, award.award_no);
+        }
+        if !is_live(&owner) {
+            rows.extend(task(view, &task_key(&owner))?);
+        }
+    }
+    Ok(rows)
 }
 
 fn repeated_key(view: &View, key: Option<&str>) -> Result<Vec<Row>, StoreError> {
@@ -349,6 +407,14 @@ pub fn outbox_put(txn: &mut Txn<'_>, parcel: &Parcel) -> Result<u64, StoreError>
 /// Removes an outbox row.
 pub fn outbox_done(txn: &mut Txn<'_>, seq: u64) -> Result<(), StoreError> {
     txn.delete(Table::Outbox, &seq.to_be_bytes()).map(drop)
+}
+
+/// What remains of earlier restorations.
+///
+/// # Errors
+/// The store's.
+pub fn lineage(view: &View) -> Result<Option<Lineage>, StoreError> {
+    view.get(Table::Meta, LINEAGE)
 }
 
 /// Whose store this is, an npub: whoever comes first.

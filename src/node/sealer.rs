@@ -15,8 +15,10 @@ use crate::carrier::Outgoing;
 use crate::domain::step::{Addressee, Send};
 use crate::identity::Identity;
 use crate::identity::conversation::Conversations;
+use crate::wire::entry::Entry;
 use crate::wire::envelope::{Delivery, Draft, Envelope};
 use crate::wire::message::{Body, Message, News};
+use crate::wire::proof::Proof;
 
 /// Parcels sealed in one go on a thread.
 const SEAL_BATCH: usize = 16;
@@ -149,14 +151,23 @@ impl Sealer {
     fn finished(&self, send: &Send) -> Result<Body, String> {
         let mut body = send.body.clone();
         if let Some(entry) = body.entry_mut() {
-            let bytes = entry.signing_bytes().map_err(|e| e.to_string())?;
-            entry.sig = hex::encode(self.identity.sign_proof(&bytes));
+            self.sign_entry(entry)?;
         }
         match &mut body {
             Body::Update(update) => {
                 if let News::Completed(result) = &mut update.news {
-                    let bytes = result.proof.signing_bytes().map_err(|e| e.to_string())?;
-                    result.proof.sig = hex::encode(self.identity.sign_proof(&bytes));
+                    self.sign_proof(&mut result.proof)?;
+                }
+            }
+            Body::Entries(page) => {
+                let me = &self.identity.public().nostr;
+                for award in &mut page.awards {
+                    for entry in award.entries.iter_mut().filter(|e| e.author == *me) {
+                        self.sign_entry(entry)?;
+                    }
+                    if let Some(proof) = award.proof.as_mut().filter(|p| p.executor == *me) {
+                        self.sign_proof(proof)?;
+                    }
                 }
             }
             Body::Offer(offer) => {
@@ -170,5 +181,20 @@ impl Sealer {
             _ => {}
         }
         Ok(body)
+    }
+
+    /// By the key that it names: what was stated before a rotation is repeated as it was.
+    fn sign_entry(&self, entry: &mut Entry) -> Result<(), String> {
+        let bytes = entry.signing_bytes().map_err(|e| e.to_string())?;
+        let sig = self.identity.sign_proof_as(&entry.key, &bytes);
+        entry.sig = hex::encode(sig.ok_or("an entry names a key that is not ours")?);
+        Ok(())
+    }
+
+    fn sign_proof(&self, proof: &mut Proof) -> Result<(), String> {
+        let bytes = proof.signing_bytes().map_err(|e| e.to_string())?;
+        let sig = self.identity.sign_proof_as(&proof.key, &bytes);
+        proof.sig = hex::encode(sig.ok_or("a proof names a key that is not ours")?);
+        Ok(())
     }
 }

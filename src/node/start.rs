@@ -18,6 +18,7 @@ use super::order::{Counters, Mail, Outlets};
 use super::pools::Pools;
 use super::presence::Presence;
 use super::sealer::Sealer;
+use super::signals::Signals;
 use super::transfer::{self, Quota, TransferState, Transfers};
 use super::{Mailbox, clock, rows, workers};
 use crate::carrier::{CarrierConfig, CarrierError, RelayCarrier};
@@ -57,6 +58,8 @@ pub struct NodeParts {
     pub config: Config,
     /// Keys.
     pub identity: Identity,
+    /// The owner says that no other node of this identity runs.
+    pub sole: bool,
 }
 
 /// Why a node cannot start, or had to end.
@@ -120,6 +123,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         lock,
         config,
         identity,
+        sole,
     } = parts;
     let mut signals = Signals::catch()?;
     let identity = Arc::new(identity);
@@ -150,6 +154,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         return Err(NodeError::StoreForeign { npub: whose });
     }
     workers::describe(&config, &home, &program, &sandbox).await?;
+    super::recovery::begin(&store, sole)?;
     let confined = match survey {
         Some(survey) => survey.await.ok(),
         None => None,
@@ -224,20 +229,23 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         conversations,
         pools: pools.clone(),
     });
-    let core = Core::load(
+    let quiet_until_ms = Arc::new(AtomicU64::new(0));
+    let mut core = Core::load(
         policy.clone(),
         store.clone(),
         outlets,
         (limits, quota(&config)),
         clock_jump,
         sealer.clone(),
+        mailbox.clone(),
+        quiet_until_ms.clone(),
     )?;
+    let outbox = core.withhold(outbox);
     let (core_ended, core_end) = oneshot::channel();
-    let again = mailbox.clone();
     std::thread::Builder::new()
         .name("core".into())
         .spawn(move || {
-            let _ = core_ended.send(core.run(&mailbox_end, &again));
+            let _ = core_ended.send(core.run(&mailbox_end));
         })?;
 
     let outbox_state: Arc<Mutex<OutboxState>> = Arc::default();
@@ -268,6 +276,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         counters: counters.clone(),
         state: transfer_state.clone(),
         tells: transfer_tells.clone(),
+        quiet_until_ms,
     };
     tokio::spawn(Transfers::run(
         rooms,
@@ -343,6 +352,8 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
     let (stop, mut stopped) = watch::channel(false);
     let handlers = Arc::new(Handlers {
         mailbox: mailbox.clone(),
+        home,
+        store,
         changed,
         config,
         identity: identity.clone(),
@@ -403,29 +414,6 @@ async fn rest(mailbox: &Mailbox) {
     );
 }
 
-/// SIGTERM and SIGINT, caught from the moment this is made: before `ready` invites anyone to send one.
-struct Signals {
-    term: tokio::signal::unix::Signal,
-    int: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn catch() -> std::io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self {
-            term: signal(SignalKind::terminate())?,
-            int: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn any(&mut self) {
-        tokio::select! {
-            _ = self.term.recv() => {}
-            _ = self.int.recv() => {}
-        }
-    }
-}
-
 fn store_options() -> StoreOptions {
     #[cfg(any(feature = "crash-points", debug_assertions))]
     if let Some(plan) = std::env::var("LEGION_STORE_FAULT")
@@ -461,7 +449,7 @@ fn policy(
     sandbox: SandboxLevel,
 ) -> Result<Policy, NodeError> {
     let public = identity.public();
-    let binding = Binding::sign(identity, clock::now_ms() / 1000 + BINDING_S, None)?;
+    let binding = Binding::sign_lasting(identity, clock::now_ms() / 1000 + BINDING_S)?;
     let market = &config.market;
     let offered = if works(config) {
         // A skill whose model is missing is not advertised.
@@ -508,6 +496,7 @@ fn policy(
         tasks_per_peer_max: small(config.limits.tasks_per_peer),
         peers_max: small(config.limits.peers_held),
         message_ttl_ms: config.limits.max_message_life_s.saturating_mul(1000),
+        restore_patience_ms: config.limits.restore_patience_s.saturating_mul(1000),
         payload_bytes_max: config.limits.payload_bytes,
         attempts_max: 3,
         accept_unverified: [

@@ -14,6 +14,7 @@ pub(in crate::node) mod rows;
 mod sending;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -106,6 +107,8 @@ pub(in crate::node) struct Rooms {
     pub(in crate::node) state: Arc<Mutex<TransferState>>,
     /// To this task itself.
     pub(in crate::node) tells: mpsc::UnboundedSender<Tell>,
+    /// Until when (Unix milliseconds) a payload that is unknown here is not refused.
+    pub(in crate::node) quiet_until_ms: Arc<AtomicU64>,
 }
 
 impl Rooms {
@@ -327,6 +330,9 @@ impl Transfers {
     fn unknown(&mut self, from: &str, id: &str) {
         self.rooms.count("transfer_unknown");
         let now_s = clock::now_ms() / 1000;
+        if clock::now_ms() < self.rooms.quiet_until_ms.load(Ordering::SeqCst) {
+            return;
+        }
         if self.strange.0 != now_s {
             self.strange = (now_s, 0);
         }

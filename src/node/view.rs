@@ -297,11 +297,22 @@ pub fn peers(node: &Node, now: u64) -> Value {
             json!({
                 "npub": npub(&p.npub), "tier": p.tier, "limit_mc": limit(node, p.tier, &p.npub), "lct": p.lct, "last_seen_ms": p.last_seen_ms,
                 "skills": ad.map(|ad| ad.skills.iter().map(|s| json!({"id": s.id, "unit_price_mc": s.unit_price_mc, "hops_mc": s.hops_mc})).collect::<Vec<_>>()),
-                "queue": ad.map(|ad| ad.queue), "paused": ad.map(|ad| ad.paused), "completed": p.completed, "frauds": p.frauds, "disputed": p.disputed,
+                "queue": ad.map(|ad| ad.queue), "paused": ad.map(|ad| ad.paused), "completed": p.completed, "frauds": p.frauds, "disputed": p.disputed, "frozen": node.holds(&p.npub),
             })
         })
         .collect();
     json!({"peers": list})
+}
+
+/// Whom a restored node waits for: `{since_ms,open,until_ms,peers:[{npub,asked_ms,tries}]}`; null where it waits for nobody.
+pub fn recovery(node: &Node) -> Value {
+    let Some(recovery) = node.recovery() else {
+        return Value::Null;
+    };
+    let peers: Vec<Value> = (recovery.peers.iter())
+        .map(|(key, asked)| json!({"npub": npub(key), "asked_ms": asked.asked_ms, "tries": asked.tries}))
+        .collect();
+    json!({"since_ms": recovery.since_ms, "open": recovery.open, "until_ms": recovery.until_ms, "peers": peers})
 }
 
 /// The credit granted, where it is a number: the owner's own nodes have no limit.
@@ -324,7 +335,7 @@ pub fn ledger(node: &Node, store: &Store, only: Option<&str>) -> Result<Value, S
             json!({
                 "npub": npub(&a.npub), "tier": tier, "limit_granted_mc": granted, "posted_mc": a.posted_mc,
                 "pending_owed_to_us_mc": a.pending_owed_to_us_mc, "pending_we_owe_mc": a.pending_we_owe_mc,
-                "available_mc": granted.map(|g| g.saturating_sub(used)),
+                "available_mc": granted.map(|g| g.saturating_sub(used)), "frozen": node.holds(&a.npub),
             })
         })
         .collect();

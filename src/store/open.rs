@@ -17,8 +17,8 @@ use super::table::Table;
 use super::txn::Txn;
 
 /// The schema that this program writes. Raised when tables or keys change so that an older program must not touch them.
-/// 2: the tables of transfers.
-pub const SCHEMA_VERSION: u64 = 2;
+/// 2: the tables of transfers. 3: the mark of a restored store, which an older program would not heed: it would act on it.
+pub const SCHEMA_VERSION: u64 = 3;
 
 /// What is put back where an opening fails: the page that redb keeps its header in.
 const HEAD_BYTES: usize = 4_096;

@@ -2,6 +2,7 @@
 //!
 //! Copies bytes, versions included, table by table; knows no row.
 
+use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -12,7 +13,13 @@ use super::txn::Txn;
 use super::{StoreOptions, open};
 
 /// Copies `view` into a new file; see [`Store::snapshot_to`](super::Store::snapshot_to).
-pub(crate) fn copy(view: &View, target: &Path, options: &StoreOptions) -> Result<u64, StoreError> {
+pub(crate) fn copy(
+    view: &View,
+    target: &Path,
+    options: &StoreOptions,
+    without: &[Table],
+    add: impl FnOnce(&mut Txn<'_>) -> Result<(), StoreError>,
+) -> Result<u64, StoreError> {
     let exists = || StoreError::TargetExists {
         path: target.display().to_string(),
     };
@@ -33,24 +40,27 @@ pub(crate) fn copy(view: &View, target: &Path, options: &StoreOptions) -> Result
         .map_err(error::redb("write the snapshot"))?;
     let mut txn = Txn::new(&transaction, Vec::new());
     let mut copied = 0;
-    for table in Table::ALL {
+    for table in Table::ALL.into_iter().filter(|t| !without.contains(t)) {
         view.visit(table, &Span::all(), Order::Ascending, &mut |key, body| {
             txn.put_bytes(table, key, body)?;
             copied += 1;
             Ok(ControlFlow::Continue(()))
         })?;
     }
+    add(&mut txn)?;
     txn.finish()?;
     transaction
         .commit()
         .map_err(error::redb("write the snapshot"))?;
     drop(database);
-    // Linking, unlike renaming, never replaces a file that appeared meanwhile.
-    std::fs::hard_link(part, target).map_err(|error| match error.kind() {
-        std::io::ErrorKind::AlreadyExists => exists(),
-        _ => StoreError::io("name the snapshot", &error),
-    })?;
-    std::fs::remove_file(part).map_err(|error| StoreError::io("name the snapshot", &error))?;
+    // Linking, unlike renaming, never replaces a file that appeared meanwhile. Not every disk can: a memory stick's often cannot.
+    match std::fs::hard_link(part, target) {
+        Ok(()) => std::fs::remove_file(part),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Err(exists()),
+        Err(_) if target.exists() => return Err(exists()),
+        Err(_) => std::fs::rename(part, target),
+    }
+    .map_err(|error| StoreError::io("name the snapshot", &error))?;
     open::sync_directory(target)?;
     Ok(copied)
 }

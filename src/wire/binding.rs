@@ -28,7 +28,13 @@ pub struct Binding {
     /// By the proof key of the epoch before, over the same bytes; only a rotation has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sig_previous: Option<String>,
+    /// By the proof keys of epochs before that one, newest first, over the same bytes: for a peer that has missed a rotation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sig_earlier: Vec<String>,
 }
+
+/// Most signatures of earlier epochs in a binding.
+const EARLIER_MAX: usize = 7;
 
 /// The fields that are signed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,8 +166,29 @@ impl Binding {
             sig_ed25519: hex::encode(identity.sign_proof(&bytes)),
             sig_libp2p: hex::encode(identity.sign_libp2p(&bytes)?),
             sig_previous: previous.map(|previous| hex::encode(previous.sign_proof(&bytes))),
+            sig_earlier: Vec::new(),
             statement,
         })
+    }
+
+    /// The same with the signatures of the epochs before, which a peer that knows one of them asks for: those of the newest
+    /// ones, and of the first.
+    ///
+    /// # Errors
+    /// As [`Binding::sign`].
+    pub fn sign_lasting(identity: &Identity, not_after_s: u64) -> Result<Self, BindingError> {
+        let mut binding = Self::sign(identity, not_after_s, None)?;
+        let bytes = signing_bytes(TYPE, &binding.statement)?;
+        let mut former = identity.sign_formerly(&bytes);
+        binding.sig_previous = former.pop().map(hex::encode);
+        let first = former.first().map(hex::encode);
+        former.reverse();
+        binding.sig_earlier = former.iter().take(EARLIER_MAX).map(hex::encode).collect();
+        if former.len() > EARLIER_MAX {
+            binding.sig_earlier.pop();
+            binding.sig_earlier.extend(first);
+        }
+        Ok(binding)
     }
 
     /// Checks everything that can be checked without memory: form, author, time, both signatures. `author` is the Nostr key whose
@@ -227,19 +254,15 @@ impl Binding {
                 Err(BindingError::Conflict(known.epoch))
             };
         }
-        let signature = self
-            .sig_previous
-            .as_ref()
-            .ok_or(BindingError::RotationUnsigned)?;
         let bytes = signing_bytes(TYPE, &self.statement)?;
-        if !verify_ed25519(
-            &known.ed25519,
-            &bytes,
-            &fixed_hex(signature, "sig_previous")?,
-        ) {
-            return Err(BindingError::RotationUnsigned);
+        let earlier = self.sig_earlier.iter().take(EARLIER_MAX);
+        for signature in self.sig_previous.iter().chain(earlier) {
+            let signature = fixed_hex(signature, "sig_previous")?;
+            if verify_ed25519(&known.ed25519, &bytes, &signature) {
+                return Ok(keys);
+            }
         }
-        Ok(keys)
+        Err(BindingError::RotationUnsigned)
     }
 }
 
@@ -382,6 +405,27 @@ mod tests {
             good.verify(&author, END_S).unwrap_err().code(),
             "binding_expired"
         );
+    }
+
+    #[test]
+    fn whoever_missed_some_rotations_still_knows_a_key_that_has_signed() {
+        let words = Mnemonic::generate().unwrap();
+        let lct = Lct::new("ada", "attic", "worker").unwrap();
+        let at = |epoch| Identity::derive(&words, lct.clone(), epoch).unwrap();
+        let author = at(0).nostr().public_key();
+        let last = Binding::sign_lasting(&at(12), END_S).unwrap();
+        assert_eq!(last.sig_earlier.len(), EARLIER_MAX);
+        let knows = |epoch| {
+            let known = Binding::sign(&at(epoch), END_S, None).unwrap();
+            let known = known.verify(&author, NOW_S).unwrap();
+            last.succeeds(&known, NOW_S).map(|keys| keys.epoch)
+        };
+        for epoch in [0, 5, 6, 10, 11, 12] {
+            assert_eq!(knows(epoch).unwrap(), 12, "{epoch}");
+        }
+        assert_eq!(knows(4).unwrap_err().code(), "rotation_unsigned");
+        let first = Binding::sign_lasting(&at(0), END_S).unwrap();
+        assert_eq!(first, Binding::sign(&at(0), END_S, None).unwrap());
     }
 
     #[test]

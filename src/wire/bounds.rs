@@ -10,6 +10,7 @@ use nostr::types::url::Host;
 
 use super::canonical::MAX_INTEGER;
 use super::entry::{Act, Entry};
+use super::log;
 use super::market::LINK_BYTES;
 use super::message::{Body, MessageError, News};
 use super::proof::{Evidence, Hop, Proof};
@@ -139,8 +140,41 @@ pub fn check(body: &Body, now_ms: u64) -> Result<(), MessageError> {
             within("evidence", evidence_is_sane(&refusal.evidence))
         }
         Body::Ack(_) => Ok(()),
+        Body::Since(since) => {
+            within("cursor", since.cursor.len() <= log::CURSOR_MAX_BYTES)?;
+            let sane = since.again.len() <= log::NAMED_MAX && since.again.iter().all(named_is_sane);
+            within("again", sane)
+        }
+        Body::Entries(page) => {
+            let cursors = [Some(&page.cursor), page.next.as_ref()];
+            let short = |c: &String| c.len() <= log::CURSOR_MAX_BYTES;
+            within("cursor", cursors.into_iter().flatten().all(short))?;
+            let sane = page.awards.len() <= log::PAGE_MAX && page.awards.iter().all(award_is_sane);
+            within("awards", sane)
+        }
+        Body::Hello(hello) => {
+            let ids = [Some(&hello.instance), hello.answers.as_ref()];
+            within("instance", ids.into_iter().flatten().all(|id| task(id)))
+        }
         Body::Transfer(transfer) => within("transfer", transfer.is_sane()),
     }
+}
+
+fn named_is_sane(named: &log::Named) -> bool {
+    task(&named.task) && key(&named.requester)
+}
+
+fn award_is_sane(award: &log::AwardLog) -> bool {
+    let about = |e: &Entry| e.task == award.award.task && e.requester == award.award.requester;
+    let terms = award.terms.as_ref().is_none_or(|terms| {
+        let names = [&terms.skill, &terms.on_cancel, &terms.verification];
+        names.iter().all(|n| name(n)) && terms.max_price_mc < MAX_INTEGER
+    });
+    named_is_sane(&award.award)
+        && award.entries.len() <= log::ENTRIES_MAX
+        && (award.entries.iter()).all(|e| entry_is_sane(e) && about(e))
+        && terms
+        && award.proof.as_ref().is_none_or(proof_is_sane)
 }
 
 fn entry_is_sane(entry: &Entry) -> bool {
@@ -214,7 +248,10 @@ pub fn keep_public_relays(body: &mut Body) {
         | Body::Receipt(_)
         | Body::Refusal(_)
         | Body::Ack(_)
-        | Body::Transfer(_) => return,
+        | Body::Transfer(_)
+        | Body::Since(_)
+        | Body::Entries(_)
+        | Body::Hello(_) => return,
     };
     relays.retain(|url| is_public_relay(url));
     relays.truncate(MAX_RELAYS);
@@ -317,6 +354,12 @@ fn hex_digits(text: &str, digits: usize) -> bool {
         && text
             .bytes()
             .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+/// A Nostr key, hex: it becomes part of keys in the store as well.
+fn key(id: &str) -> bool {
+    let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    id.len() == 64 && id.bytes().all(digit)
 }
 
 #[cfg(test)]

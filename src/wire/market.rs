@@ -200,23 +200,84 @@ pub struct Award {
     pub entry: Entry,
 }
 
-impl Award {
-    /// SHA-256 over everything agreed: all fields but input, salt, keys, relays, chain and entry.
-    pub fn terms_hash(&self) -> Result<String, CanonicalError> {
-        let mut terms = serde_json::json!({
-            "task": self.task, "award_no": self.award_no, "skill": self.skill, "commitment": self.commitment,
-            "units": self.units, "unit_price_mc": self.unit_price_mc, "max_price_mc": self.max_price_mc,
-            "accept_by_ms": self.accept_by_ms, "result_by_ms": self.result_by_ms, "settle_by_ms": self.settle_by_ms,
-            "lease_ttl_ms": self.lease_ttl_ms, "max_hibernate_s": self.max_hibernate_s, "on_cancel": self.on_cancel,
-            "verification": self.verification,
-        });
-        // Terms without hops are those of a node that knows none.
-        if let (Some(terms), 1..) = (terms.as_object_mut(), self.hops_mc) {
-            terms.insert("hops_mc".into(), self.hops_mc.into());
-        }
+/// Everything agreed in an award: all its fields but input, salt, keys, relays, chain and entry. What the signed entry of an award
+/// names by its hash, so that either side can show later what was agreed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// Task id.
+    pub task: String,
+    /// Award.
+    pub award_no: u32,
+    /// Skill id.
+    pub skill: String,
+    /// Commitment to the input, hex.
+    pub commitment: String,
+    /// Units that the requester counts.
+    pub units: u32,
+    /// Agreed price of a unit; none in a directed request.
+    pub unit_price_mc: Option<u64>,
+    /// Most that the requester pays, milli-credits.
+    pub max_price_mc: u64,
+    /// Accept until, Unix milliseconds.
+    pub accept_by_ms: u64,
+    /// Result until.
+    pub result_by_ms: u64,
+    /// Receipt or refusal until.
+    pub settle_by_ms: u64,
+    /// Keep-alives are due every third of this, milliseconds.
+    pub lease_ttl_ms: u64,
+    /// Longest hibernation, seconds.
+    pub max_hibernate_s: u64,
+    /// `free` or `units`.
+    pub on_cancel: String,
+    /// How the result will be verified.
+    pub verification: String,
+    /// Of the most: for parts that the executor delegates, milli-credits. Terms without hops are those of a node that knows none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub hops_mc: u64,
+}
+
+impl Terms {
+    /// SHA-256 of `legion/terms/v1\0` + canonical JSON, hex.
+    ///
+    /// # Errors
+    /// `integer_range` and the like, for a number that JSON cannot hold.
+    pub fn hash(&self) -> Result<String, CanonicalError> {
         Ok(hex::encode(canonical::sha256(&canonical::signing_bytes(
-            "terms", &terms,
+            "terms", self,
         )?)))
+    }
+}
+
+impl Award {
+    /// Everything agreed.
+    #[must_use]
+    pub fn terms(&self) -> Terms {
+        Terms {
+            task: self.task.clone(),
+            award_no: self.award_no,
+            skill: self.skill.clone(),
+            commitment: self.commitment.clone(),
+            units: self.units,
+            unit_price_mc: self.unit_price_mc,
+            max_price_mc: self.max_price_mc,
+            accept_by_ms: self.accept_by_ms,
+            result_by_ms: self.result_by_ms,
+            settle_by_ms: self.settle_by_ms,
+            lease_ttl_ms: self.lease_ttl_ms,
+            max_hibernate_s: self.max_hibernate_s,
+            on_cancel: self.on_cancel.clone(),
+            verification: self.verification.clone(),
+            hops_mc: self.hops_mc,
+        }
+    }
+
+    /// [`Terms::hash`] of what this award says.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn terms_hash(&self) -> Result<String, CanonicalError> {
+        self.terms().hash()
     }
 }
 

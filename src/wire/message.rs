@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use super::entry::Entry;
+use super::log::{Hello, LogEntries, LogSince};
 use super::market::{Accept, Ad, Award, Bid, Decline, Offer, Withdraw};
 use super::proof::{Evidence, Proof};
 use super::transfer::{Detached, Transfer};
@@ -99,6 +100,12 @@ pub enum Body {
     Ack(Ack),
     /// `transfer/*`: a payload that was too large for its message.
     Transfer(Box<Transfer>),
+    /// `log/since`: what was signed between the two since a time?
+    Since(Box<LogSince>),
+    /// `log/entries`: a page of the answer.
+    Entries(Box<LogEntries>),
+    /// `instance/hello`: from a node to itself.
+    Hello(Hello),
 }
 
 /// `ack`: rumor ids (hex) whose effects are durable at the receiver. At most 64 at a time.
@@ -237,7 +244,15 @@ impl Body {
             Self::Refusal(_) => "settle/refusal",
             Self::Ack(_) => "ack",
             Self::Transfer(transfer) => transfer.method(),
+            Self::Since(_) => "log/since",
+            Self::Entries(_) => "log/entries",
+            Self::Hello(_) => "instance/hello",
         }
+    }
+
+    /// Whether it is about what was signed, and not about work: heard and sent also while a node is being restored.
+    pub fn is_log(&self) -> bool {
+        matches!(self, Self::Since(_) | Self::Entries(_) | Self::Hello(_))
     }
 
     /// The signed history entry that the message carries, if its kind has one.
@@ -259,7 +274,10 @@ impl Body {
             | Self::Withdraw(_)
             | Self::Bid(_)
             | Self::Ack(_)
-            | Self::Transfer(_) => None,
+            | Self::Transfer(_)
+            | Self::Since(_)
+            | Self::Entries(_)
+            | Self::Hello(_) => None,
         }
     }
 
@@ -282,7 +300,10 @@ impl Body {
             | Self::Withdraw(_)
             | Self::Bid(_)
             | Self::Ack(_)
-            | Self::Transfer(_) => None,
+            | Self::Transfer(_)
+            | Self::Since(_)
+            | Self::Entries(_)
+            | Self::Hello(_) => None,
         }
     }
 
@@ -309,6 +330,9 @@ impl Body {
                 }
                 Self::Ack(ack)
             }
+            "log/since" => Self::Since(shape(params)?),
+            "log/entries" => Self::Entries(shape(params)?),
+            "instance/hello" => Self::Hello(shape(params)?),
             "transfer/chunk" => Self::Transfer(Box::new(Transfer::Chunk(shape(params)?))),
             "transfer/have" => Self::Transfer(Box::new(Transfer::Have(shape(params)?))),
             "transfer/ask" => Self::Transfer(Box::new(Transfer::Ask(shape(params)?))),

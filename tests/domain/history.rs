@@ -64,6 +64,7 @@ fn written(acts: &[(usize, usize, u32)]) -> Vec<Entry> {
                 author: name,
                 key: name,
                 what: act(*kind, *award_no),
+                above: 0,
             };
             history::write(&mut heads[*author], T0 + at as u64, draft)
         })
@@ -139,6 +140,7 @@ fn forgetting_a_settled_award_is_not_equivocation() {
         author: "executor",
         key: "k",
         what: act(1, award_no),
+        above: 0,
     };
     let first = history::write(&mut Heads::default(), T0, draft(1));
     let second = history::write(&mut Heads::default(), T0, draft(2));

@@ -28,6 +28,9 @@ pub(crate) fn row_name(row: &Row) -> Option<String> {
         Row::Payload { owner, name, .. } => format!("payload/{owner}/{name}"),
         Row::Mark(mark) => format!("mark/{}", mark.owner),
         Row::Owner(_) => "owner".into(),
+        Row::Recovery(_) => "recovery".into(),
+        Row::Lineage(_) => "lineage".into(),
+        Row::Instances(_) => "instances".into(),
         Row::Transfer(_) | Row::Entry(_) | Row::Checkpoint { .. } => return None,
     })
 }

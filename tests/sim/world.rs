@@ -571,6 +571,8 @@ impl World {
                     });
                 }
                 Effect::Send(_) | Effect::Changed(_) | Effect::Readvertise | Effect::Inboxes => {}
+                // No store is lost in these worlds.
+                Effect::LogPage { .. } | Effect::ResultAgain(_) | Effect::Released => {}
             }
         }
         let skew = self.machines[at].skew_ms;

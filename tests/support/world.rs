@@ -180,19 +180,41 @@ impl Node {
         self.env.retain(|(n, _)| n != name);
     }
 
+    /// A copy of this home, as a person makes it: with everything in it. No node runs on it yet.
+    pub(crate) fn copy(&self, name: &str) -> Self {
+        let home = self.home.with_file_name(name);
+        let copied = Command::new("cp")
+            .arg("-a")
+            .args([&self.home, &home])
+            .status();
+        assert!(copied.unwrap().success());
+        let _ = std::fs::remove_file(home.join("legion.sock"));
+        Self {
+            home,
+            npub: self.npub.clone(),
+            child: None,
+            env: self.env.clone(),
+        }
+    }
+
     /// Starts the node and waits until local commands work.
     pub(crate) fn up(&mut self) -> Value {
-        let line = self.start();
+        self.up_with(&[])
+    }
+
+    /// The same with further arguments.
+    pub(crate) fn up_with(&mut self, args: &[&str]) -> Value {
+        let line = self.start(args);
         serde_json::from_str(&line)
             .unwrap_or_else(|_| panic!("no ready line; stderr: {}", self.stderr()))
     }
 
     /// The same for a node that may die on the way.
     pub(crate) fn try_up(&mut self) {
-        self.start();
+        self.start(&[]);
     }
 
-    fn start(&mut self) -> String {
+    fn start(&mut self, args: &[&str]) -> String {
         assert!(self.child.is_none(), "the node runs already");
         let log = std::fs::OpenOptions::new()
             .create(true)
@@ -203,6 +225,7 @@ impl Node {
             .arg("--home")
             .arg(&self.home)
             .args(["--json", "up"])
+            .args(args)
             .envs(self.env.iter().cloned())
             .stdout(Stdio::piped())
             .stderr(log)

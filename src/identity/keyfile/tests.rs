@@ -226,3 +226,37 @@ fn the_public_half_is_kept_with_its_binding_and_repaired_when_lost() {
     fs::remove_file(dir.join(PUBLIC_FILE)).unwrap();
     assert_eq!(public(&dir).unwrap_err().code(), "key_missing");
 }
+
+#[test]
+fn a_raised_epoch_keeps_words_passphrase_and_the_keys_before() {
+    for passphrase in [Some(PASS), None] {
+        let (_root, dir) = home(passphrase);
+        let before = open(&dir, passphrase).unwrap();
+        assert_eq!(raise_epoch(&dir, passphrase, 0).unwrap().public().epoch, 1);
+        // Above whatever else is known of the identity.
+        let raised = raise_epoch(&dir, passphrase, 4).unwrap();
+        assert_eq!((raised.public().epoch, public(&dir).unwrap().epoch), (5, 5));
+        let opened = open(&dir, passphrase).unwrap();
+        assert_eq!(opened.public(), raised.public());
+        assert_eq!(opened.public().npub, before.public().npub);
+        assert_ne!(opened.public().ed25519, before.public().ed25519);
+        let keys = opened.proof_keys();
+        assert_eq!((keys.len(), &keys[0]), (6, &before.public().ed25519));
+        let old = before.sign_proof(b"said before");
+        assert_eq!(opened.sign_proof_as(&keys[0], b"said before"), Some(old));
+        assert_eq!(opened.sign_proof_as(&"0".repeat(64), b"x"), None);
+        assert_eq!(mode(&dir.join(KEY_FILE)), 0o600);
+    }
+    let (_root, dir) = home(Some(PASS));
+    assert_eq!(
+        code(raise_epoch(&dir, Some("wrong"), 0)),
+        "passphrase_wrong"
+    );
+    assert_eq!(code(raise_epoch(&dir, None, 0)), "passphrase_needed");
+    assert_eq!(open(&dir, Some(PASS)).unwrap().public().epoch, 0);
+    assert_eq!(
+        code(raise_epoch(&dir, Some(PASS), u32::MAX)),
+        "derivation_failed"
+    );
+    assert_eq!(open(&dir, Some(PASS)).unwrap().public().epoch, 0);
+}

@@ -337,6 +337,47 @@ const FILES: &[Row] = &[
     ("store_dropped", FAILED, DEFECT),
 ];
 
+/// Backups, restorations and copies of a home.
+const BACKUPS: &[Row] = &[
+    (
+        "backup_invalid",
+        FAULTY,
+        "name a file that `legion backup` wrote",
+    ),
+    ("backup_foreign", FAULTY, "use another --home"),
+    (
+        "backup_keyless",
+        FAULTY,
+        "make the keys first with `legion init --mnemonic-file F`, then restore",
+    ),
+    (
+        "store_exists",
+        FAULTY,
+        "restore into a new --home, or move store.redb away",
+    ),
+    (
+        "recovering",
+        FAILED,
+        "wait until the peers have answered, or `legion restore --accept-losses`",
+    ),
+    (
+        "peer_frozen",
+        FAILED,
+        "wait until it answers, ask another peer, or `legion restore --accept-losses --peer NPUB`",
+    ),
+    (
+        "not_recovering",
+        FAILED,
+        "`legion status` shows what the node waits for",
+    ),
+    ("lost_in_restore", FAILED, "ask again"),
+    (
+        "identity_in_use_elsewhere",
+        FAILED,
+        "stop the other node for good, then `legion up --sole` here; an old copy of a restored home is not to be used any more",
+    ),
+];
+
 /// Processes, addresses and the network.
 const RUNNING: &[Row] = &[
     ("node_not_running", NOT_RUNNING, "start it with `legion up`"),
@@ -456,7 +497,9 @@ const ENDS: &[Row] = &[
 ];
 
 fn rows() -> impl Iterator<Item = &'static Row> {
-    [INPUT, POOLS, FILES, RUNNING, ENDS].into_iter().flatten()
+    [INPUT, POOLS, FILES, BACKUPS, RUNNING, ENDS]
+        .into_iter()
+        .flatten()
 }
 
 /// Every code with a row, with its exit code and the next step.

@@ -1,0 +1,274 @@
+//! An award to us, as the requester holds it: whether it has paid, has to pay, waits for us, or has withdrawn it.
+
+use super::Facts;
+use crate::domain::Node;
+use crate::domain::engagement::{self, Engagement, Stage, StopWhy};
+use crate::domain::ledger::{Event, State as Money};
+use crate::domain::recovering::LOST;
+use crate::domain::step::{Ms, Refused};
+use crate::wire::entry::Act;
+use crate::wire::log::AwardLog;
+use crate::wire::market::Decline;
+use crate::wire::message::Body;
+use crate::wire::proof::Proof;
+
+impl Node {
+    pub(super) fn adopt_worked(
+        &mut self,
+        now: Ms,
+        from: &str,
+        log: &AwardLog,
+        facts: &Facts,
+    ) -> Result<bool, Refused> {
+        let (task, no) = (log.award.task.as_str(), log.award.award_no);
+        let key = engagement::key(from, task, no);
+        if self.work.get(&key).is_some_and(|w| w.stage == Stage::Ended) {
+            return Ok(false);
+        }
+        let known = self.work.contains_key(&key);
+        let until = self.term(now, log.settle_by_ms);
+        if !known && facts.accepted.is_none() {
+            let ours = facts
+                .awarded
+                .as_ref()
+                .filter(|(_, who, _)| *who == self.policy.me);
+            if ours.is_none() || facts.gone.is_some() || !log.open {
+                return Ok(false);
+            }
+            self.decline_forgotten(now, from, log, facts, until);
+            return Ok(true);
+        }
+        if !known
+            && facts
+                .accepted
+                .is_some_and(|(at_ms, _)| self.was_backed_up(at_ms))
+        {
+            return Ok(false);
+        }
+        let owner = format!("{from}/{task}");
+        let mut heads = self.mark(&owner, until).heads.clone();
+        let honest = self.admit_all(now, task, facts, &mut heads);
+        self.mark(&owner, until).heads = heads;
+        if !known {
+            let work = self.forgotten_work(from, log, facts, until);
+            self.work.insert(key.clone(), work);
+        }
+        self.dirty.work.insert(key.clone());
+        if honest {
+            self.judge_worked(now, from, log, facts, known);
+        }
+        self.journal(
+            "adopted",
+            Some(task),
+            serde_json::json!({"award_no": no, "requester": from, "known": known}),
+        );
+        self.changed(task);
+        Ok(true)
+    }
+
+    fn judge_worked(&mut self, now: Ms, from: &str, log: &AwardLog, facts: &Facts, known: bool) {
+        let (task, no) = (log.award.task.as_str(), log.award.award_no);
+        let key = engagement::key(from, task, no);
+        let total_mc = facts.accepted.map(|(_, total)| total);
+        let total_mc = self
+            .work
+            .get(&key)
+            .map(|w| w.total_mc)
+            .or(total_mc)
+            .unwrap_or(0);
+        let proof = self.own_proof(log, facts);
+        let earned = |hash: &str| match hash {
+            "" => facts.stopped.is_some(),
+            hash => facts.completed.as_deref() == Some(hash),
+        };
+        let claimed = proof.as_ref().map(|p| p.cost_mc);
+        match &facts.paid {
+            Some((cost_mc, hash, _))
+                if earned(hash)
+                    && *cost_mc <= total_mc
+                    && claimed.is_none_or(|claim| claim == *cost_mc || hash.is_empty()) =>
+            {
+                self.lock_work(now, &key, total_mc);
+                self.move_work_money(now, &key, Event::Receipt, *cost_mc);
+                self.edit_peer(from, |p| p.completed = p.completed.saturating_add(1));
+                self.end_work(now, &key, "paid");
+            }
+            _ if facts.gone.is_some() => self.end_adopted(now, &key, "failed"),
+            _ if facts.completed.is_some() => self.finish_adopted(
+                now,
+                &key,
+                proof,
+                total_mc,
+                facts.refused.is_some() && !known,
+            ),
+            _ if facts.stopped.is_some_and(|units| units > 0)
+                && (known || log.unit_price_mc > 0) =>
+            {
+                // What it pays it signs for; a price that it names too low is one that it says to itself.
+                if let Some(work) = self.work.get_mut(&key) {
+                    work.stage = Stage::Finished;
+                    work.units_done = facts.stopped.unwrap_or(0);
+                    if !known {
+                        work.unit_price_mc = log.unit_price_mc;
+                    }
+                }
+                self.lock_work(now, &key, total_mc);
+            }
+            _ if facts.stopped.is_some() => self.end_adopted(now, &key, "canceled"),
+            _ if !known => {
+                if let Some(work) = self.work.get_mut(&key) {
+                    // Nothing is reserved for it, nor ever will be.
+                    work.money = Money::RolledBack;
+                }
+                let text = "the executor was restored from a backup that does not know this work";
+                self.fail_work(now, &key, LOST, text);
+            }
+            _ if facts.canceled => {
+                let result_by_ms = self.work.get(&key).map_or(now, |w| w.result_by_ms);
+                self.mark(&format!("{from}/{task}"), result_by_ms).canceled = true;
+                self.wind_up(now, &key, StopWhy::Canceled);
+            }
+            _ if log.withdrawn || (!log.open && facts.awarded.is_some()) => {
+                self.supersede_work(now, from, task, no.saturating_add(1));
+            }
+            _ => {}
+        }
+    }
+
+    /// The proof that the peer keeps, if it is ours and the one that we signed for.
+    fn own_proof(&self, log: &AwardLog, facts: &Facts) -> Option<Proof> {
+        let fits = |proof: &&Proof| {
+            proof.executor == self.policy.me
+                && proof.requester == log.award.requester
+                && proof.task == log.award.task
+                && proof.award_no == log.award.award_no
+                && self.is_own_key(&proof.key)
+                && proof.hash().ok() == facts.completed
+        };
+        log.proof.as_ref().filter(fits).cloned()
+    }
+
+    fn lock_work(&mut self, now: Ms, key: &str, total_mc: u64) {
+        let key = key.to_owned();
+        if (self.work.get(&key)).is_some_and(|w| w.money == Money::None) {
+            self.move_work_money(now, &key, Event::Lock, total_mc);
+        }
+    }
+
+    fn end_adopted(&mut self, now: Ms, key: &str, end: &str) {
+        let key = key.to_owned();
+        if (self.work.get(&key)).is_some_and(|w| w.money == Money::Locked) {
+            self.move_work_money(now, &key, Event::Decline, 0);
+        }
+        self.end_work(now, &key, end);
+    }
+
+    /// We have delivered: the claim waits for its receipt. One that was refused, and that the backup never held, is given up: what
+    /// the refusal rests on cannot be judged any more.
+    fn finish_adopted(
+        &mut self,
+        now: Ms,
+        key: &str,
+        proof: Option<Proof>,
+        total_mc: u64,
+        refused: bool,
+    ) {
+        let key = key.to_owned();
+        if refused {
+            return self.end_adopted(now, &key, "refused");
+        }
+        let Some(work) = self.work.get_mut(&key).filter(|w| w.is_work()) else {
+            return;
+        };
+        let Some(proof) = proof else {
+            // Without it nothing can be claimed; what the backup knows of is computed once more.
+            if work.money == Money::None {
+                self.end_adopted(now, &key, "unacknowledged");
+            }
+            return;
+        };
+        work.stage = Stage::Finished;
+        work.units = proof.units;
+        work.units_done = proof.units;
+        work.unit_price_mc = proof.unit_price_mc;
+        work.started_ms = work.started_ms.max(proof.started_ms);
+        work.proof = Some(proof);
+        self.lock_work(now, &key, total_mc);
+    }
+
+    fn forgotten_work(&self, from: &str, log: &AwardLog, facts: &Facts, until: Ms) -> Engagement {
+        let (accepted_ms, total_mc) = facts.accepted.unwrap_or_default();
+        let proof = log.proof.as_ref();
+        let terms = facts.awarded.as_ref();
+        Engagement {
+            key: engagement::key(from, &log.award.task, log.award.award_no),
+            requester: from.to_owned(),
+            task: log.award.task.clone(),
+            context: String::new(),
+            award_no: log.award.award_no,
+            skill: proof.map(|p| p.skill.clone()).unwrap_or_default(),
+            tier: self.peer(from).tier,
+            critical: false,
+            order: self.owner.order,
+            units: 0,
+            unit_price_mc: 0,
+            total_mc,
+            hops_mc: 0,
+            via: Vec::new(),
+            calls: Vec::new(),
+            commitment: String::new(),
+            terms: terms.map(|(_, _, hash)| hash.clone()).unwrap_or_default(),
+            on_cancel: "free".into(),
+            result_by_ms: until,
+            settle_by_ms: until,
+            lease_ttl_ms: self.policy.lease_ttl_ms,
+            relays: Vec::new(),
+            // Asked to stop for good: no lease is ever granted for it.
+            stage: Stage::Hibernating,
+            stop: Some(StopWhy::Deadline),
+            end: None,
+            money: Money::None,
+            checkpoint_units: 0,
+            units_done: 0,
+            executed: 0,
+            attempts: 0,
+            started_ms: accepted_ms,
+            keepalive_at_ms: until,
+            accepted_ms,
+            ended_ms: 0,
+            verification: "none".into(),
+            evidence: None,
+            withdrawn: log.withdrawn,
+            called_superseded: false,
+            agreed: None,
+            proof: None,
+        }
+    }
+
+    /// The peer waits for an answer to an award that this node has never heard of, or has forgotten.
+    fn decline_forgotten(&mut self, now: Ms, from: &str, log: &AwardLog, facts: &Facts, until: Ms) {
+        let (task, no) = (log.award.task.clone(), log.award.award_no);
+        let owner = format!("{from}/{task}");
+        let mut heads = self.mark(&owner, until).heads.clone();
+        self.admit_all(now, &task, facts, &mut heads);
+        self.mark(&owner, until).heads = heads;
+        let what = Act::Declined {
+            award_no: no,
+            code: LOST.to_owned(),
+        };
+        let entry = self.write_foreign_entry(now, from, &task, until, what);
+        let body = serde_json::json!({"from": from, "code": LOST});
+        self.journal("award_declined", Some(&task), body);
+        let decline = Decline {
+            task,
+            requester: from.to_owned(),
+            award_no: no,
+            code: LOST.to_owned(),
+            message: "the executor was restored from a backup that does not know this award".into(),
+            retry_at_ms: None,
+            entry: Some(entry),
+            binding: Some(self.policy.binding.clone()),
+        };
+        self.send_peer(from, Body::Decline(Box::new(decline)), until);
+    }
+}

@@ -1,0 +1,209 @@
+//! A node that was restored, or copied: what it decides of each message, with nothing in between.
+
+use legiond::domain::instances::Instances;
+use legiond::domain::job::{Route, TaskState};
+use legiond::domain::recovering::{LOST, Lineage, Recovery};
+use legiond::domain::step::{Addressee, Effect, Input, Row, Step};
+use legiond::wire::log::{Hello, LogEntries};
+use legiond::wire::message::Body;
+
+use super::pair::{Hall, dropped, journaled, letters};
+
+const ME: &str = "00000000000000000000000000000001";
+const OTHER: &str = "00000000000000000000000000000002";
+
+fn hello(hall: &mut Hall, instance: &str, epoch: u32, answers: Option<&str>) -> Step {
+    let me = hall.npub(0);
+    let hello = Hello {
+        instance: instance.to_owned(),
+        epoch,
+        answers: answers.map(str::to_owned),
+    };
+    hall.hand_as(&me, 0, Body::Hello(hello), None)
+}
+
+fn named() -> Hall {
+    let mut hall = Hall::new(2);
+    let mut instances = Instances::default();
+    for name in ["0000000000000000000000000000000a", ME] {
+        instances.start(name.to_owned(), false);
+    }
+    hall.nodes[0].recall(Row::Instances(instances));
+    hall
+}
+
+#[test]
+fn only_an_answer_to_its_own_name_shows_a_node_that_another_one_runs() {
+    let mut hall = named();
+    // What a relay may repeat: our own words, those of earlier starts, and those of a copy that ran once.
+    for old in [ME, "0000000000000000000000000000000a"] {
+        let step = hello(&mut hall, old, 0, None);
+        assert!(step.effects.is_empty() && step.changes.is_empty());
+        let step = hello(&mut hall, old, 0, Some(ME));
+        assert!(step.effects.is_empty() && step.changes.is_empty());
+    }
+    let step = hello(&mut hall, OTHER, 0, None);
+    assert!(hall.nodes[0].instances().elsewhere.is_none());
+    let said = letters(&step);
+    let [(Addressee::Peer(to), Body::Hello(answer))] = said.as_slice() else {
+        panic!("{said:?}")
+    };
+    assert_eq!(
+        (to, answer.answers.as_deref()),
+        (&hall.npub(0), Some(OTHER))
+    );
+    // A flood of names is answered now and then.
+    let many: usize = (10..60)
+        .map(|n| letters(&hello(&mut hall, &format!("{n:032}"), 0, None)).len())
+        .sum();
+    assert_eq!(many, 0);
+    hello(&mut hall, OTHER, 0, Some(&format!("{:032}", 77)));
+    assert!(
+        hall.nodes[0].instances().elsewhere.is_none(),
+        "it answers somebody else"
+    );
+    let step = hello(&mut hall, OTHER, 0, Some(ME));
+    assert_eq!(journaled(&step, "identity_in_use_elsewhere"), 1);
+    assert_eq!(
+        hall.nodes[0]
+            .instances()
+            .elsewhere
+            .as_ref()
+            .unwrap()
+            .instance,
+        OTHER
+    );
+    // Nobody else can say so.
+    let mut hall = named();
+    let stranger = hall.npub(1);
+    let hello = Hello {
+        instance: OTHER.to_owned(),
+        epoch: 9,
+        answers: Some(ME.to_owned()),
+    };
+    let step = hall.hand_as(&stranger, 0, Body::Hello(hello), None);
+    assert_eq!(dropped(&step), ["hello_foreign"]);
+    assert!(hall.nodes[0].instances().elsewhere.is_none());
+}
+
+#[test]
+fn of_two_epochs_the_lower_one_stops() {
+    let mut hall = named();
+    hello(&mut hall, OTHER, 1, None);
+    assert_eq!(
+        hall.nodes[0].instances().elsewhere.as_ref().unwrap().epoch,
+        1
+    );
+    let refused = |hall: &mut Hall| {
+        let ask = crate::sim::world::ask(1, Route::Own, 60_000, 5);
+        let step = hall.give(0, Input::Ask(Box::new(ask)));
+        step.effects
+            .iter()
+            .any(|e| matches!(e, Effect::Asked(Err(r)) if r.code == "identity_in_use_elsewhere"))
+    };
+    assert!(refused(&mut hall));
+    let mut hall = Hall::with(2, |at, policy| {
+        policy.binding.statement.epoch = if at == 0 { 2 } else { 0 };
+    });
+    let mut instances = Instances::default();
+    instances.start(ME.to_owned(), false);
+    hall.nodes[0].recall(Row::Instances(instances));
+    hello(&mut hall, OTHER, 1, Some(ME));
+    assert!(
+        hall.nodes[0].instances().elsewhere.is_none(),
+        "the higher one goes on"
+    );
+    assert!(!refused(&mut hall));
+}
+
+fn restored(hall: &mut Hall) -> Step {
+    hall.nodes[0].recall(Row::Lineage(Lineage::restored(hall.now, Vec::new())));
+    hall.nodes[0].recall(Row::Recovery(Box::new(Recovery {
+        since_ms: hall.now,
+        restored_ms: hall.now,
+        open: true,
+        ..Recovery::default()
+    })));
+    hall.give(0, Input::Started)
+}
+
+fn page(hall: &mut Hall, cursor: &str, next: Option<&str>) -> Step {
+    let page = LogEntries {
+        restored_ms: hall.now,
+        cursor: cursor.to_owned(),
+        awards: Vec::new(),
+        next: next.map(str::to_owned),
+        binding: hall.policies[1].binding.clone(),
+    };
+    hall.hand(1, 0, Body::Entries(Box::new(page)))
+}
+
+#[test]
+fn a_restored_node_says_nothing_but_its_questions() {
+    let mut hall = Hall::new(2);
+    let (task, _) = hall.ask(0, 4, Route::Pool("legion".into()), 600_000);
+    let (directed, _) = hall.directed(3);
+    let step = restored(&mut hall);
+    let said = letters(&step);
+    assert!(said.iter().all(|(_, body)| body.is_log()), "{said:?}");
+    assert_eq!(said.len(), 1, "the one peer is asked");
+    // Time, messages and commands change nothing of that.
+    let step = hall.give(0, Input::CaughtUp { online: true });
+    assert!(letters(&step).is_empty());
+    let step = hall.give(0, Input::Announce);
+    assert!(letters(&step).is_empty());
+    let (_, body) = (0, hall.meet(0, 1));
+    assert_eq!(dropped(&body), ["held_back"]);
+    let step = hall.give(0, Input::Cancel { task: task.clone() });
+    let refused = |e: &Effect| matches!(e, Effect::Done(Err(r)) if r.code == "recovering");
+    assert!(step.effects.iter().any(refused) && letters(&step).is_empty());
+    hall.now += 21_000;
+    let step = hall.give(0, Input::Tick);
+    let said = letters(&step);
+    assert!(
+        said.len() == 1 && said[0].1.is_log(),
+        "asked again: {said:?}"
+    );
+    hall.now -= 21_000;
+
+    // Of several pages only those count that were asked for; with the last, what nobody confirms is given up.
+    assert_eq!(dropped(&page(&mut hall, "t:00:0", None)), ["log_unasked"]);
+    let step = page(&mut hall, "", Some("l:00:0"));
+    assert!(
+        matches!(letters(&step).as_slice(), [(_, Body::Since(since))] if since.cursor == "l:00:0")
+    );
+    assert_eq!(
+        dropped(&page(&mut hall, "", Some("l:00:0"))),
+        ["log_unasked"]
+    );
+    // It asks by name for what the pages did not tell.
+    let step = page(&mut hall, "l:00:0", None);
+    assert!(
+        matches!(letters(&step).as_slice(), [(_, Body::Since(since))] if since.again.len() == 1)
+    );
+    let step = page(&mut hall, "named", None);
+    assert_eq!(journaled(&step, "recovered"), 1);
+    assert!(hall.nodes[0].recovery().is_none());
+    for lost in [&task, &directed] {
+        let job = hall.job(0, lost);
+        assert_eq!(
+            (job.state, job.reason.as_ref().unwrap().code.as_str()),
+            (TaskState::Failed, LOST)
+        );
+    }
+    let said = letters(&step);
+    assert!(
+        !said
+            .iter()
+            .any(|(_, b)| matches!(b, Body::Award(_) | Body::Request(_) | Body::Offer(_))),
+        "{said:?}"
+    );
+    let (_, step) = hall.directed(1);
+    let Body::Request(award) = step else {
+        panic!("{step:?}")
+    };
+    assert!(
+        award.entry.seq > 1_000_000,
+        "numbers begin above all that may be forgotten"
+    );
+}
