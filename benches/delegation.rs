@@ -263,6 +263,7 @@ fn proof_check() -> f64 {
         )
     };
     let mut proof = Proof {
+        hops: Vec::new(),
         v: 1,
         task: "t".into(),
         award_no: 1,

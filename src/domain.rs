@@ -16,6 +16,7 @@ mod crowd;
 pub mod engagement;
 mod flow;
 pub mod history;
+mod hops;
 pub mod job;
 mod judging;
 pub mod ledger;
@@ -69,6 +70,8 @@ pub struct Node {
     marks: mark::Marks,
     keys: BTreeMap<String, (TaskId, String, Ms)>,
     inputs: BTreeMap<String, Value>,
+    /// Jobs in memory by what names them in a chain.
+    links: BTreeMap<String, TaskId>,
     job_wakes: wakes::Wakes,
     work_wakes: wakes::Wakes,
     /// Who holds the hardware is to be decided anew, though no engagement has changed.
@@ -102,6 +105,7 @@ impl Node {
             marks: mark::Marks::default(),
             keys: BTreeMap::new(),
             inputs: BTreeMap::new(),
+            links: BTreeMap::new(),
             job_wakes: wakes::Wakes::default(),
             work_wakes: wakes::Wakes::default(),
             unsettled: true,
@@ -134,6 +138,7 @@ impl Node {
                     );
                 }
                 let task = job.task.clone();
+                self.link(&task, &job.salt);
                 self.jobs.insert(task.clone(), *job);
                 self.rewake_job(&task);
             }
@@ -222,7 +227,7 @@ impl Node {
             Input::Resume => self.on_resume(now),
             Input::Shutdown => self.on_shutdown(),
             Input::Message(incoming) => self.on_message(now, chance, *incoming),
-            Input::Labor { key, news } => self.on_labor(now, &key, news),
+            Input::Labor { key, news } => self.on_labor(now, chance, &key, news),
             Input::Checked {
                 task,
                 award_no,
@@ -310,6 +315,7 @@ impl Node {
                 );
             }
         }
+        self.answer_orphans(now);
         self.effects_anew();
     }
 
@@ -449,6 +455,9 @@ impl Node {
     /// since the last call are durable.
     pub fn shed(&mut self) {
         self.jobs.retain(|_, job| job.is_live());
+        if self.links.len() > self.jobs.len() {
+            self.links.retain(|_, task| self.jobs.contains_key(task));
+        }
         self.work.retain(|_, work| work.is_live());
         self.keys.clear();
     }

@@ -16,7 +16,8 @@
 //!
 //! The winner **accepts**, and when that is durable, grants the job a revocable **lease**: a worker process ([`labor`])
 //! computes it unit by unit, and hands out checkpoints. Should the owner want the machine, the worker stops at the next
-//! unit, the checkpoint is kept, and the work goes on later. The **result** comes back with every unit's result and a
+//! unit, the checkpoint is kept, and the work goes on later. Should the skill want a part done by somebody else, its state is
+//! kept the same way, and that part is a task like this one. The **result** comes back with every unit's result and a
 //! signed **proof**. We put root and aggregate together ourselves and recompute a sample that was drawn after the result
 //! was durable. If it holds, a signed **receipt** commits the credit in both books; if not, a **refusal** with evidence
 //! releases it.

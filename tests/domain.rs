@@ -4,6 +4,7 @@ mod claims;
 mod crowd;
 mod greed;
 mod history;
+mod hops;
 mod hostile;
 mod ledger;
 mod market;

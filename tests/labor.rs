@@ -134,6 +134,7 @@ fn input(paths: u64) -> Value {
 
 fn job(id: u64, input: &Value) -> StartJob {
     StartJob {
+        answers: Vec::new(),
         job: id,
         skill: "simulation".to_owned(),
         input: input.clone(),

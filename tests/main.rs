@@ -26,6 +26,7 @@ mod crash;
 mod demo;
 mod domain;
 #[cfg(all(feature = "relay", feature = "labor"))]
+mod hops;
 mod hostile;
 #[cfg(feature = "labor")]
 mod labor;

@@ -187,6 +187,61 @@ pub(crate) fn storm(world: &mut World) {
     nothing_left(world);
 }
 
+/// The same weather over jobs whose executor has parts of them done by others: whatever is killed, each job and each part is
+/// paid at most once, three books agree, and nothing waits for anything in the end.
+#[test]
+fn parts_of_parts_survive_every_storm() {
+    let mut completed = 0;
+    for seed in 0..200 {
+        let outcome = std::panic::catch_unwind(|| chained(seed));
+        assert!(outcome.is_ok(), "seed {seed} fails");
+        completed += outcome.unwrap_or(0);
+    }
+    assert!(completed > 400, "{completed} of 600 jobs completed");
+}
+
+/// How many of three jobs that need others completed.
+fn chained(seed: u64) -> usize {
+    let mut world = World::new(seed, 4);
+    for machine in &mut world.machines[1..3] {
+        machine.policy.skills[0].hop_budget_mc = 100;
+    }
+    world.befriend();
+    let rough = world.now + 120_000;
+    brew(&mut world);
+    let mut tasks = Vec::new();
+    for n in 0..3 {
+        world.start(0);
+        let calm = std::mem::replace(&mut world.calm_at, 0);
+        let executor = world.npub(1 + n % 2);
+        let mut asked = world::ask(8 + 4 * n as u32, Route::Peer(executor), 6 * HOUR, seed);
+        asked.input["hops"] = (1 + n % 2).into();
+        tasks.push(world.ask_for(0, asked));
+        world.calm_at = calm;
+        world.run_for(4_000);
+    }
+    if seed.is_multiple_of(4) {
+        world.start(0);
+        let task = tasks[0].clone();
+        world.input(0, Input::Cancel { task });
+    }
+    world.run_until(rough);
+    world.settle(12 * HOUR);
+    assert!(world.quiet(), "everything comes to rest");
+    for task in &tasks {
+        assert!(world.journaled(0, "receipt", task) <= 1);
+        for at in 1..3 {
+            let asked = world.journaled(at, "delegated", task);
+            let answered = world.journaled(at, "answered", task);
+            assert!(answered <= asked, "an answer to each part, once");
+        }
+    }
+    world.mirrored();
+    nothing_left(&world);
+    let done = |task: &&String| world.job(0, task).state == TaskState::Completed;
+    tasks.iter().filter(done).count()
+}
+
 fn nothing_left(world: &World) {
     for machine in &world.machines {
         let left = machine

@@ -404,3 +404,35 @@ fn no_file_names_a_package_registry_or_a_machine() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
+
+/// Every crate with the features that this kind of build gives it.
+fn crates_built(edges: &str) -> BTreeSet<String> {
+    let output = std::process::Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--offline", "--prefix", "none"])
+        .args(["--format", "{p} [{f}]", "--edges", edges])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let lines = text.lines().map(|line| line.trim_end_matches(" (*)"));
+    lines.map(str::to_owned).collect()
+}
+
+/// README promises that the second of its two commands does not build the world again.
+#[test]
+fn what_cargo_run_has_built_serves_cargo_test() {
+    let (run, test) = (
+        crates_built("normal,build"),
+        crates_built("normal,build,dev"),
+    );
+    let again: Vec<_> = run.difference(&test).collect();
+    assert!(
+        again.is_empty(),
+        "built twice, for other features: {again:#?}"
+    );
+}

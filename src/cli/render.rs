@@ -249,8 +249,12 @@ pub(crate) fn peers(view: &Value) -> String {
     }
     let offers = |peer: &Value| {
         let skill = |skill: &Value| {
+            let hops = match skill.get("hops_mc").and_then(Value::as_u64) {
+                None | Some(0) => String::new(),
+                Some(most) => format!(" (and at most {most} a task for hops)"),
+            };
             format!(
-                "{} {} mc",
+                "{} {} mc{hops}",
                 cell(skill, "/id"),
                 cell(skill, "/unit_price_mc")
             )

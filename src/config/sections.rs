@@ -77,6 +77,10 @@ pub struct Limits {
     pub transfers_per_peer: u64,
     /// Room for all payloads on their way here.
     pub transfer_disk_bytes: u64,
+    /// How often a job may be handed on, each time as a part of the one before; 0 lets no skill delegate.
+    pub delegation_hops: u64,
+    /// Parts that one job may delegate.
+    pub delegation_calls: u64,
 }
 
 impl Default for Limits {
@@ -94,6 +98,8 @@ impl Default for Limits {
             payload_bytes: 5_242_880,
             transfers_per_peer: 16,
             transfer_disk_bytes: 268_435_456,
+            delegation_hops: 4,
+            delegation_calls: 16,
         }
     }
 }
@@ -120,7 +126,13 @@ impl Limits {
         check(kept, "limits.max_message_life_s", reason)?;
         let both = self.subscriptions >= 2;
         let reason = "at least 2: one for stored messages, one for ephemeral ones";
-        check(both, "limits.subscriptions", reason)
+        check(both, "limits.subscriptions", reason)?;
+        let reason = "at most 16: longer chains are refused by every node";
+        let chain = self.delegation_hops <= 16;
+        check(chain, "limits.delegation_hops", reason)?;
+        let reason = "1 to 64: a proof names no more";
+        let calls = (1..=64).contains(&self.delegation_calls);
+        check(calls, "limits.delegation_calls", reason)
     }
 }
 
@@ -148,6 +160,8 @@ pub struct Market {
     pub trusted_limit_mc: u64,
     /// Credit granted to all strangers together.
     pub stranger_cap_mc: u64,
+    /// What one job may spend on parts that its skill delegates, by skill: added to its price. Nothing by default.
+    pub skill_hop_budget_mc: BTreeMap<String, u64>,
     /// How long bids are collected after the first one.
     pub bid_window_ms: u64,
     /// Deadline of an `ask` without `--deadline`.
@@ -177,6 +191,7 @@ impl Default for Market {
         Self {
             unit_price_mc: 1,
             skill_unit_price_mc: BTreeMap::new(),
+            skill_hop_budget_mc: BTreeMap::new(),
             default_max_price_mc: 1_000,
             trusted_limit_mc: 10_000,
             stranger_cap_mc: 0,
@@ -208,6 +223,9 @@ impl Market {
         check_range("market", 0, &amounts)?;
         for price in self.skill_unit_price_mc.values() {
             check_range("market", 0, &[("skill_unit_price_mc", *price)])?;
+        }
+        for budget in self.skill_hop_budget_mc.values() {
+            check_range("market", 0, &[("skill_hop_budget_mc", *budget)])?;
         }
         let times = [
             ("bid_window_ms", self.bid_window_ms),

@@ -1,7 +1,7 @@
 //! Our part when a job is awarded to us: accepting, declining, and letting go of it.
 
 use super::Node;
-use super::bidding::Deal;
+use super::bidding::{Agreed, Deal};
 use super::engagement::{self, Engagement, Stage, StopWhy};
 use super::history;
 use super::ledger::{Event, State as Money};
@@ -120,6 +120,7 @@ impl Node {
             award.unit_price_mc == Some(p.unit_price_mc)
                 && award.units == p.units
                 && award.skill == p.skill
+                && award.hops_mc == p.hops_mc
         };
         if !promise.as_ref().is_none_or(kept) {
             return Err(Refused::new(
@@ -144,6 +145,7 @@ impl Node {
         }
         let plan = planned(incoming, award)?;
         self.fits(plan.output_bytes_max)?;
+        self.admits_chain(&award.via)?;
         let from = incoming.from.clone();
         let bid = matches!(incoming.body, Body::Award(_));
         let deal = self.would_do(
@@ -151,7 +153,7 @@ impl Node {
             &from,
             &award.skill,
             plan.units,
-            award.unit_price_mc.map(|p| (p, bid)),
+            Agreed::of(award, bid),
             award.max_price_mc,
         )?;
         self.turn(now, &from, &award.skill)?;
@@ -174,6 +176,7 @@ impl Node {
             self.is_local(from) && self.jobs.get(&award.task).is_some_and(|j| j.critical);
         let owner = format!("{from}/{}", award.task);
         let checkpoint_units = self.marks.get(&owner).map_or(0, |m| m.checkpoint_units);
+        let link = crate::wire::market::link(&award.salt);
         // The owner has the hardware: the lease is withheld from the start.
         let withheld = self.owner.paused.is_some() && !self.is_local(from);
         Engagement {
@@ -189,6 +192,9 @@ impl Node {
             units: deal.units,
             unit_price_mc: deal.unit_price_mc,
             total_mc: deal.total_mc,
+            hops_mc: deal.hops_mc,
+            via: [award.via.clone(), link.into_iter().collect()].concat(),
+            calls: Vec::new(),
             commitment: award.commitment.clone(),
             terms,
             on_cancel: award.on_cancel.clone(),
@@ -246,6 +252,7 @@ impl Node {
             award_no: award.award_no,
             unit_price_mc: deal.unit_price_mc,
             total_mc: deal.total_mc,
+            hops_mc: deal.hops_mc,
             lct: self.policy.lct.clone(),
             binding: self.policy.binding.clone(),
             relays: self.policy.relays.clone(),
@@ -393,6 +400,7 @@ impl Node {
 
     /// The worker has let go of work that is to end.
     pub(super) fn wound_up(&mut self, now: Ms, key: &EngagementKey) {
+        self.abandon_hop(now, key);
         let Some(work) = self.work.get(key) else {
             return;
         };

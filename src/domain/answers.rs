@@ -49,6 +49,7 @@ impl Node {
         if award.state == AwardState::Sent {
             award.state = AwardState::Accepted;
             award.unit_price_mc = Some(accept.unit_price_mc);
+            award.hops_mc = Some(accept.hops_mc);
             award.lease_until_ms = now.saturating_add(ttl);
             if no == current && !ended {
                 job.phase = Phase::Working;
@@ -192,7 +193,8 @@ impl Node {
             News::Working {
                 units_done,
                 units_total,
-            } => self.on_working(now, &task, no, units_done, units_total),
+                waiting,
+            } => self.on_working(now, &task, no, (units_done, units_total), waiting),
             News::Paused {
                 reason,
                 retry_at_ms,
@@ -247,7 +249,14 @@ impl Node {
         Ok(())
     }
 
-    fn on_working(&mut self, now: Ms, task: &str, no: u32, units_done: u32, units_total: u32) {
+    fn on_working(
+        &mut self,
+        now: Ms,
+        task: &str,
+        no: u32,
+        (units_done, units_total): (u32, u32),
+        waiting: Option<String>,
+    ) {
         let ttl = self.policy.lease_ttl_ms;
         let Some(job) = self.jobs.get_mut(task) else {
             return;
@@ -260,10 +269,15 @@ impl Node {
         award.paused_since_ms = None;
         award.units_done = units_done;
         if is_current && job.phase == Phase::Working {
-            job.reason = Some(Reason::new(
-                "working",
-                format!("{units_done} of {units_total} units done"),
-            ));
+            let text = format!("{units_done} of {units_total} units done");
+            job.reason = Some(match waiting {
+                None => Reason::new("working", text),
+                Some(what) => {
+                    let what: String = what.chars().take(32).collect();
+                    let text = format!("{text}; a part of it is done by somebody else");
+                    Reason::new(&format!("waiting: {what}"), text)
+                }
+            });
         }
         self.dirty.jobs.insert(task.to_owned());
         self.changed(task);
@@ -428,9 +442,14 @@ impl Node {
 /// Whether an acceptance is within what was awarded.
 fn keeps_terms(job: &Job, accept: &Accept) -> bool {
     let units = u64::from(job.units);
-    let counted = units == 0 || units.checked_mul(accept.unit_price_mc) == Some(accept.total_mc);
+    let for_units = accept.total_mc.checked_sub(accept.hops_mc);
+    let counted = for_units.is_some_and(|for_units| {
+        units == 0 || units.checked_mul(accept.unit_price_mc) == Some(for_units)
+    });
     let agreed = |a: &AwardRow| {
-        accept.total_mc <= a.cap_mc && a.unit_price_mc.is_none_or(|p| p == accept.unit_price_mc)
+        accept.total_mc <= a.cap_mc
+            && a.unit_price_mc.is_none_or(|p| p == accept.unit_price_mc)
+            && a.hops_mc.is_none_or(|most| accept.hops_mc == most)
     };
     counted && (job.awards.iter()).any(|a| a.no == accept.award_no && agreed(a))
 }

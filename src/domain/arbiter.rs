@@ -86,7 +86,7 @@ impl Node {
         let local_active = self
             .work
             .values()
-            .any(|w| self.is_local(&w.requester) && w.is_work());
+            .any(|w| self.is_local(&w.requester) && w.is_work() && w.stage != Stage::Waiting);
         self.owner.paused.is_none() && !local_active && !self.stopping
     }
 

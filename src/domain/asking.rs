@@ -1,11 +1,12 @@
 //! Our part when we hire: a job is asked for, and goes to an executor.
 
 use super::Node;
+use super::hops::Origin;
 use super::job::{AwardRow, AwardState, Heads, Job, Marks, Phase, Reason, Route, TaskState};
 use super::ledger::{AMOUNT_MAX_MC, Event, State as Money};
 use super::step::{Ask, Chance, Effect, Ms, Refused, Row, TaskId};
 use crate::wire::entry::{Act, Entry};
-use crate::wire::market::{self, Award};
+use crate::wire::market::{self, Award, Bid};
 use crate::wire::message::Body;
 use crate::wire::transfer::allowance_ms;
 
@@ -28,6 +29,19 @@ impl Node {
         if let Some(known) = self.asked_before(now, &ask) {
             return known;
         }
+        let task = self.enter(now, chance, ask, Origin::default())?;
+        self.place(now, &task);
+        Ok(task)
+    }
+
+    /// Makes a task of ours, to be placed.
+    pub(super) fn enter(
+        &mut self,
+        now: Ms,
+        chance: &mut Chance,
+        ask: Ask,
+        origin: Origin,
+    ) -> Result<TaskId, Refused> {
         let input = serde_json::to_vec(&ask.input).unwrap_or_default();
         let input_bytes = input.len() as u64;
         self.admissible(&ask, input_bytes)?;
@@ -67,6 +81,8 @@ impl Node {
             outcome: None,
             spares: Vec::new(),
             cost_mc: 0,
+            parent: origin.parent,
+            via: origin.via,
             heads: Heads::default(),
             marks: Marks {
                 asked_ms: now,
@@ -93,8 +109,9 @@ impl Node {
             Some(&task),
             serde_json::json!({"skill": job.skill, "units": job.units, "route": job.route}),
         );
+        self.link(&task, &job.salt);
         self.jobs.insert(task.clone(), job);
-        self.place(now, &task);
+        self.dirty.jobs.insert(task.clone());
         Ok(task)
     }
 
@@ -205,9 +222,9 @@ impl Node {
         match job.route.clone() {
             Route::Own => {
                 let me = self.policy.me.clone();
-                self.award(now, task, me, None, None);
+                self.award(now, task, me, None);
             }
-            Route::Peer(npub) => self.award(now, task, npub, None, None),
+            Route::Peer(npub) => self.award(now, task, npub, None),
             Route::Pool(pool) => {
                 job.bids.retain(|(_, bid)| bid.expires_ms > now);
                 if job.bids.is_empty() {
@@ -248,22 +265,17 @@ impl Node {
             lct: self.policy.lct.clone(),
             binding: self.policy.binding.clone(),
             relays: self.policy.relays.clone(),
+            hops_mc: 0,
+            via: job.via.clone(),
             entry: Entry::blank(),
         }
     }
 
-    pub(super) fn award(
-        &mut self,
-        now: Ms,
-        task: &str,
-        executor: String,
-        unit_price_mc: Option<u64>,
-        total_mc: Option<u64>,
-    ) {
+    pub(super) fn award(&mut self, now: Ms, task: &str, executor: String, bid: Option<&Bid>) {
         let Some(job) = self.jobs.get(task) else {
             return;
         };
-        let directed = total_mc.is_none();
+        let directed = bid.is_none();
         let own = executor == self.policy.me;
         let no = job.awards.len() as u32 + 1;
         if job.awards.len() >= AWARDS_MAX {
@@ -281,12 +293,14 @@ impl Node {
         };
         let settle_by_ms = job.deadline_ms.saturating_add(self.policy.settle_within_ms);
         let cap_mc = if own {
-            0
+            // Our own work is free; what it delegates is not.
+            (self.policy.hop_budget_mc(&job.skill)).min(job.max_price_mc)
         } else {
-            total_mc.unwrap_or(job.max_price_mc)
+            bid.map_or(job.max_price_mc, |bid| bid.total_mc)
         };
         let mut award = self.award_letter(job, no);
-        award.unit_price_mc = unit_price_mc;
+        award.unit_price_mc = bid.map(|bid| bid.unit_price_mc);
+        award.hops_mc = bid.map_or(0, |bid| bid.hops_mc);
         award.max_price_mc = cap_mc;
         award.accept_by_ms = accept_by_ms;
         award.settle_by_ms = settle_by_ms;
@@ -300,7 +314,10 @@ impl Node {
         let Some(job) = self.jobs.get_mut(task) else {
             return;
         };
-        job.awards.push(sent(&award, executor.clone(), terms));
+        job.awards.push(AwardRow {
+            hops_mc: bid.map(|bid| bid.hops_mc),
+            ..sent(&award, executor.clone(), terms)
+        });
         job.phase = Phase::Awarded;
         job.marks.awarded_ms = now;
         job.window_ends_ms = None;
@@ -348,6 +365,7 @@ fn sent(award: &Award, executor: String, terms: String) -> AwardRow {
         state: AwardState::Sent,
         money: Money::None,
         cap_mc: award.max_price_mc,
+        hops_mc: None,
         unit_price_mc: award.unit_price_mc,
         terms,
         accept_by_ms: award.accept_by_ms,

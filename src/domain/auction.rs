@@ -86,6 +86,7 @@ impl Node {
             reply: String::new(),
             relays: self.policy.relays.clone(),
             expires_ms: job.offer_expires_ms,
+            via: job.via.clone(),
         };
         let expires_ms = job.offer_expires_ms;
         let to = Addressee::Pool(pool.clone());
@@ -117,11 +118,12 @@ impl Node {
         if bid.expires_ms <= now {
             return Err(Refused::new("bid_expired", "the bid has expired"));
         }
-        let total = u64::from(job.units).checked_mul(bid.unit_price_mc);
+        let units = u64::from(job.units).checked_mul(bid.unit_price_mc);
+        let total = units.and_then(|units| units.checked_add(bid.hops_mc));
         if total != Some(bid.total_mc) || bid.total_mc > job.max_price_mc {
             return Err(Refused::new(
                 "bid_price",
-                "the bid's total is not units x price, or is above the offer",
+                "the bid's total is not units x price and what it delegates, or is above the offer",
             ));
         }
         let task = bid.task.clone();
@@ -228,7 +230,9 @@ impl Node {
         if !known.iter().all(|p| answered(&p.npub)) {
             return;
         }
-        let nobody_known = known.is_empty();
+        // Whoever waits for this very job was never one who could do it.
+        let waits = |r: &Reason| r.code == super::hops::CYCLE;
+        let nobody_known = (known.iter()).all(|p| job.refusals.get(&p.npub).is_some_and(waits));
         let passes = |r: &Reason| {
             r.code == OWNER_PAUSED || r.retry_at_ms.is_some_and(|at| at <= job.deadline_ms)
         };
@@ -313,7 +317,7 @@ impl Node {
             }
             return;
         };
-        self.award(now, task, npub, Some(bid.unit_price_mc), Some(bid.total_mc));
+        self.award(now, task, npub, Some(&bid));
     }
 }
 

@@ -6,7 +6,7 @@ use super::ledger::AMOUNT_MAX_MC;
 use super::mark::Promise;
 use super::peer::Tier;
 use super::step::{Addressee, Effect, Incoming, Ms, Refused};
-use crate::wire::market::{Bid, Decline, Offer};
+use crate::wire::market::{Award, Bid, Decline, Offer};
 use crate::wire::message::Body;
 use crate::wire::transfer::allowance_ms;
 
@@ -16,6 +16,28 @@ pub(super) struct Deal {
     pub(super) units: u32,
     pub(super) unit_price_mc: u64,
     pub(super) total_mc: u64,
+    /// Of the total, for what is delegated.
+    pub(super) hops_mc: u64,
+}
+
+/// What an award says of the price.
+#[derive(Clone, Copy)]
+pub(super) struct Agreed {
+    unit_price_mc: u64,
+    hops_mc: u64,
+    /// Whether we have bid it.
+    bid: bool,
+}
+
+impl Agreed {
+    /// Of this award; none of one that leaves the price to us.
+    pub(super) fn of(award: &Award, bid: bool) -> Option<Self> {
+        award.unit_price_mc.map(|unit_price_mc| Self {
+            unit_price_mc,
+            hops_mc: award.hops_mc,
+            bid,
+        })
+    }
 }
 
 /// Most offers kept while the owner has paused foreign work.
@@ -134,6 +156,7 @@ impl Node {
             expires_ms: offer
                 .expires_ms
                 .saturating_add(self.policy.accept_within_ms),
+            hops_mc: deal.hops_mc,
         };
         let until = bid
             .expires_ms
@@ -145,6 +168,7 @@ impl Node {
             unit_price_mc: deal.unit_price_mc,
             units: deal.units,
             skill: offer.skill.clone(),
+            hops_mc: deal.hops_mc,
         });
         self.journal(
             "bid_made",
@@ -171,6 +195,7 @@ impl Node {
         // The class is the next power of two: half of it is certain.
         self.fits(offer.input_bytes_max / 2)?;
         self.fits(offer.output_bytes_max)?;
+        self.admits_chain(&offer.via)?;
         if !self.room_for_mark(from, owner) {
             return Err(Refused::new("too_many_bids", "too many bids are open here")
                 .retry_at(Some(now.saturating_add(10_000))));
@@ -187,41 +212,57 @@ impl Node {
         Ok(deal)
     }
 
-    /// Whether this node would do such a job for this peer, and at which price. `agreed` is the price that the award
-    /// names and whether we have bid it.
+    /// Whether this node would do such a job for this peer, and at which price: that of the units, and what the skill may spend
+    /// on parts that it delegates.
     pub(super) fn would_do(
         &self,
         now: Ms,
         from: &str,
         skill: &str,
         units: u32,
-        agreed: Option<(u64, bool)>,
+        agreed: Option<Agreed>,
         max_price_mc: u64,
     ) -> Result<Deal, Refused> {
         let peer = self.peer(from);
+        let budget_mc = self.policy.hop_budget_mc(skill);
         if self.is_local(from) {
+            let hops_mc = budget_mc.min(max_price_mc);
             return Ok(Deal {
                 tier: Tier::Own,
                 units,
                 unit_price_mc: 0,
-                total_mc: 0,
+                total_mc: hops_mc,
+                hops_mc,
             });
         }
         let price = self.policy.unit_price_mc(&peer, skill)?;
-        if agreed.is_some_and(|(agreed, bid)| agreed < price && !bid) {
+        if agreed.is_some_and(|agreed| agreed.unit_price_mc < price && !agreed.bid) {
             return Err(Refused::new(
                 "price_too_low",
                 format!("the price here is {price} mc a unit"),
             ));
         }
-        let price = agreed.map_or(price, |(agreed, _)| agreed);
+        let price = agreed.map_or(price, |agreed| agreed.unit_price_mc);
+        let hops_mc = match agreed {
+            Some(agreed) if agreed.bid => agreed.hops_mc,
+            // Nobody else raises what the owner lets a job spend.
+            Some(agreed) => agreed.hops_mc.min(budget_mc),
+            None => budget_mc,
+        };
         let total = u64::from(units)
             .checked_mul(price)
+            .and_then(|total| total.checked_add(hops_mc))
             .filter(|t| *t <= max_price_mc && *t <= AMOUNT_MAX_MC);
         let total = total.ok_or_else(|| {
+            let hops = match hops_mc {
+                0 => String::new(),
+                _ => format!(", and {hops_mc} mc for what they delegate,"),
+            };
             Refused::new(
                 "price_too_low",
-                format!("{units} units at {price} mc are above the {max_price_mc} mc offered"),
+                format!(
+                    "{units} units at {price} mc{hops} are above the {max_price_mc} mc offered"
+                ),
             )
         })?;
         let permission = self.policy.permission(&peer, skill);
@@ -249,6 +290,7 @@ impl Node {
             units,
             unit_price_mc: price,
             total_mc: total,
+            hops_mc,
         })
     }
 

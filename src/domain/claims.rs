@@ -2,6 +2,7 @@
 
 use super::Node;
 use super::engagement::{self, Engagement, Stage};
+use super::judging::due_mc;
 use super::ledger::{Event, Side, State as Money};
 use super::step::{Change, Effect, EngagementKey, Ms, Refused, Row};
 use crate::wire::entry::Act;
@@ -125,10 +126,10 @@ impl Node {
         }
         let late = proof.finished_ms > work.result_by_ms;
         let promised = !matches!(work.verification.as_str(), "none" | "schema");
-        let due = u64::from(work.units)
-            .saturating_mul(work.unit_price_mc)
-            .min(work.total_mc);
-        let miscounted = proof.cost_mc != due
+        let due = due_mc(work.units, work.unit_price_mc, work.total_mc, &proof);
+        let too_much = proof.hops_mc().is_none_or(|spent| spent > work.hops_mc);
+        let miscounted = Some(proof.cost_mc) != due
+            || too_much
             || proof.units != work.units
             || proof.unit_price_mc != work.unit_price_mc;
         self.admit_work_entry(now, &key, &refusal.entry)?;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::ledger::State as Money;
 use super::peer::Tier;
 use super::step::{EngagementKey, Ms, Npub, TaskId};
-use crate::wire::proof::{Evidence, Proof};
+use crate::wire::proof::{Evidence, Hop, Proof};
 
 /// How the work stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +19,8 @@ pub enum Stage {
     Stopping,
     /// The lease was revoked; a checkpoint waits.
     Hibernating,
+    /// A part was delegated: no lease is held, its state waits for the answer.
+    Waiting,
     /// The result is durable and on its way; no receipt yet.
     Finished,
     /// The requester let `settle_by` pass: the claim stands, overdue.
@@ -41,6 +43,46 @@ pub enum StopWhy {
     Superseded,
     /// The deadline has passed.
     Deadline,
+}
+
+/// A part of the work that was, or is to be, done by somebody else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Call {
+    /// Number within the engagement, from 1.
+    pub call: u32,
+    /// The task of ours that it became; empty if it became none.
+    pub task: TaskId,
+    /// Skill asked for.
+    pub skill: String,
+    /// How it ended; none while it is awaited. The result itself is a payload of the engagement ([`answer_name`]).
+    pub end: Option<CallEnd>,
+}
+
+/// How a [`Call`] ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CallEnd {
+    /// With a result, which was verified and paid.
+    Answered {
+        /// Who did it.
+        executor: Npub,
+        /// What it cost, milli-credits.
+        cost_mc: u64,
+        /// Hash of its proof, hex.
+        proof: String,
+    },
+    /// Without.
+    Failed {
+        /// Stable code.
+        code: String,
+        /// For a person.
+        message: String,
+    },
+}
+
+/// The name of the payload that holds the result of a call.
+pub fn answer_name(call: u32) -> String {
+    format!("answer{call}")
 }
 
 /// One accepted award.
@@ -70,6 +112,15 @@ pub struct Engagement {
     pub unit_price_mc: u64,
     /// Reserved at most.
     pub total_mc: u64,
+    /// Of these: at most so much for what is delegated.
+    #[serde(default)]
+    pub hops_mc: u64,
+    /// The jobs that this one is a part of, the outermost first, with the requester's own as the last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub via: Vec<String>,
+    /// What the skill has delegated so far; the last is awaited while the stage is [`Stage::Waiting`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub calls: Vec<Call>,
     /// Commitment to the input.
     pub commitment: String,
     /// Hash of the terms.
@@ -144,8 +195,32 @@ impl Engagement {
     pub fn is_work(&self) -> bool {
         matches!(
             self.stage,
-            Stage::Queued | Stage::Running | Stage::Stopping | Stage::Hibernating
+            Stage::Queued | Stage::Running | Stage::Stopping | Stage::Hibernating | Stage::Waiting
         )
+    }
+
+    /// The task of ours whose answer is awaited.
+    pub fn awaits(&self) -> Option<&TaskId> {
+        let last = self.calls.last().filter(|c| c.end.is_none())?;
+        (self.stage == Stage::Waiting).then_some(&last.task)
+    }
+
+    /// The parts that others did, as the proof names them.
+    pub fn hops(&self) -> Vec<Hop> {
+        let done = self.calls.iter().filter_map(|call| match &call.end {
+            Some(CallEnd::Answered {
+                executor,
+                cost_mc,
+                proof,
+            }) => Some(Hop {
+                executor: executor.clone(),
+                skill: call.skill.clone(),
+                cost_mc: *cost_mc,
+                proof: proof.clone(),
+            }),
+            _ => None,
+        });
+        done.collect()
     }
 
     /// What the requester owes once the work is finished, milli-credits.

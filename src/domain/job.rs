@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::ledger::State as Money;
-use super::step::{Findings, Ms, Npub, TaskId};
+use super::step::{EngagementKey, Findings, Ms, Npub, TaskId};
 use crate::wire::market::Bid;
 use crate::wire::message::WorkResult;
 use crate::wire::proof::Proof;
@@ -136,6 +136,9 @@ pub struct AwardRow {
     pub money: Money,
     /// Reserved, milli-credits.
     pub cap_mc: u64,
+    /// Of these: at most so much for what the executor delegates; none before it is agreed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hops_mc: Option<u64>,
     /// Price of a unit once agreed.
     pub unit_price_mc: Option<u64>,
     /// Hash of the terms.
@@ -286,6 +289,12 @@ pub struct Job {
     pub spares: Vec<Spare>,
     /// What it cost, once settled.
     pub cost_mc: u64,
+    /// The work of ours that this is a part of: the owner did not ask for it himself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<EngagementKey>,
+    /// The jobs that this one is a part of, the outermost first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub via: Vec<String>,
     /// History.
     pub heads: Heads,
     /// Times.

@@ -86,8 +86,7 @@ impl Node {
         let fault = claim_fault(
             job.units,
             job.deadline_ms.saturating_add(skew_ms),
-            award.unit_price_mc,
-            award.cap_mc,
+            award,
             &result.proof,
         );
         // A claim that is false already is not worth a draw, and its unit count may be anything.
@@ -420,21 +419,17 @@ fn false_claim(evidence: Evidence) -> Findings {
 }
 
 /// What both sides can count without any recomputation: units, price, cost, time.
-fn claim_fault(
-    units: u32,
-    result_by_ms: Ms,
-    unit_price_mc: Option<u64>,
-    cap_mc: u64,
-    proof: &Proof,
-) -> Option<Evidence> {
-    let price = unit_price_mc.unwrap_or(proof.unit_price_mc);
+fn claim_fault(units: u32, result_by_ms: Ms, award: &AwardRow, proof: &Proof) -> Option<Evidence> {
+    let price = award.unit_price_mc.unwrap_or(proof.unit_price_mc);
     let counted = if units == 0 { proof.units } else { units };
-    let due = u64::from(counted).saturating_mul(price).min(cap_mc);
-    if proof.units != counted || proof.unit_price_mc != price || proof.cost_mc != due {
+    let hops_mc = award.hops_mc.unwrap_or(award.cap_mc);
+    let due = due_mc(counted, price, award.cap_mc, proof)
+        .filter(|_| proof.hops_mc().is_some_and(|spent| spent <= hops_mc));
+    if proof.units != counted || proof.unit_price_mc != price || Some(proof.cost_mc) != due {
         return Some(Evidence {
             code: "cost_mismatch".into(),
             unit: None,
-            expected: due.to_string(),
+            expected: due.map_or_else(|| "other hops".into(), |due| due.to_string()),
             received: proof.cost_mc.to_string(),
         });
     }
@@ -447,6 +442,13 @@ fn claim_fault(
         });
     }
     None
+}
+
+/// What is due for so many units and the hops that a proof names, within the cap; none if these do not fit into it.
+pub(super) fn due_mc(units: u32, price_mc: u64, cap_mc: u64, proof: &Proof) -> Option<u64> {
+    let for_units = u64::from(units).saturating_mul(price_mc).min(cap_mc);
+    let due = for_units.checked_add(proof.hops_mc()?)?;
+    (due <= cap_mc).then_some(due)
 }
 
 /// `k` different unit indexes below `units`, ascending (Floyd's algorithm).

@@ -54,6 +54,9 @@ pub struct Promise {
     /// Skill of the offer: a unit of another may cost much more.
     #[serde(default)]
     pub skill: String,
+    /// For what is delegated, at most.
+    #[serde(default)]
+    pub hops_mc: u64,
 }
 
 /// All marks, with what must be known of them at every input: how many each peer has, and which expires first.

@@ -2,6 +2,7 @@
 //! bytes travel is the node's; a message reaches the rest of this room only when it is whole.
 
 use super::Node;
+use super::bidding::Agreed;
 use super::engagement;
 use super::job::{Job, Phase, Reason};
 use super::step::{Incoming, Ms, Refused};
@@ -66,13 +67,13 @@ impl Node {
                 "the time to accept has passed",
             ));
         }
-        let agreed = award.unit_price_mc.map(|price| (price, bid));
+        self.admits_chain(&award.via)?;
         self.would_do(
             now,
             from,
             &award.skill,
             award.units,
-            agreed,
+            Agreed::of(award, bid),
             award.max_price_mc,
         )?;
         self.turn(now, from, &award.skill)

@@ -184,6 +184,7 @@ mod tests {
     fn an_ad_in_one_pool_does_not_hide_the_one_in_another() {
         let ad = |pool: &str, expires_ms| AdFacts {
             skills: vec![AdSkill {
+                hops_mc: 0,
                 id: "simulation".into(),
                 unit_price_mc: 1,
             }],

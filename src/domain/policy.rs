@@ -201,6 +201,8 @@ pub struct SkillFacts {
     pub unit_price_mc: u64,
     /// Rough time of one unit, for estimates in bids.
     pub unit_eta_ms: u64,
+    /// What one job may spend on parts that the skill delegates, milli-credits: added to every price.
+    pub hop_budget_mc: u64,
 }
 
 /// Everything that the decisions need to know of this node. All durations in milliseconds unless the name says otherwise.
@@ -274,6 +276,12 @@ pub struct Policy {
     pub attempts_max: u32,
     /// Pay results that nothing could verify: to own, trusted, stranger.
     pub accept_unverified: [bool; 3],
+    /// Where parts are offered that a skill delegates; the first pool joined if none.
+    pub hop_pool: Option<String>,
+    /// Longest chain of jobs that are parts of each other.
+    pub delegation_hops_max: u32,
+    /// Most parts that one job may delegate.
+    pub delegation_calls_max: u32,
 }
 
 impl Policy {
@@ -295,6 +303,12 @@ impl Policy {
             (_, Tier::Trusted) => peer.limit_mc.unwrap_or(self.trusted_limit_mc),
             (_, Tier::Stranger) => self.stranger_cap_mc,
         }
+    }
+
+    /// What one job of `skill` may spend on parts that it delegates, milli-credits.
+    pub fn hop_budget_mc(&self, skill: &str) -> u64 {
+        let facts = self.skills.iter().find(|s| s.id == skill);
+        facts.map_or(0, |facts| facts.hop_budget_mc)
     }
 
     /// What `peer` may ask for with `skill`.

@@ -165,6 +165,19 @@ pub enum PauseMode {
     AfterCheckpoint,
 }
 
+/// A part of a job that its skill wants done by somebody else.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wish {
+    /// Which of the job's wishes, from 1.
+    pub call: u32,
+    /// Skill.
+    pub skill: String,
+    /// By whom; any member of the first pool if it does not matter.
+    pub peer: Option<Npub>,
+    /// The complete input, with what the skill says of it if it is known here; or why it cannot be asked for.
+    pub input: Result<(Value, Option<PlanFacts>), Refused>,
+}
+
 /// What the worker says of a lease.
 #[derive(Debug, Clone, PartialEq)]
 pub enum LaborNews {
@@ -202,6 +215,17 @@ pub enum LaborNews {
         /// Units in the checkpoint.
         units_done: u32,
         /// Opaque bytes of the skill.
+        bytes: Vec<u8>,
+        /// Units executed by this run.
+        executed: u32,
+    },
+    /// The skill wants a part of the job done by somebody else: the run has ended, and goes on when the answer is here.
+    Delegated {
+        /// What it asks for.
+        wish: Box<Wish>,
+        /// Units in the checkpoint.
+        units_done: u32,
+        /// Its state, opaque.
         bytes: Vec<u8>,
         /// Units executed by this run.
         executed: u32,
@@ -427,6 +451,15 @@ pub enum Change {
         owner: String,
         /// Engagement key.
         key: EngagementKey,
+    },
+    /// Copy the result of a task of ours to work of ours that it was a part of, for as long as the work is open.
+    CopyAnswer {
+        /// Task id.
+        task: TaskId,
+        /// Engagement key.
+        key: EngagementKey,
+        /// Number of the call.
+        call: u32,
     },
     /// Append to the journal.
     Journal {

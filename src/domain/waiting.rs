@@ -111,6 +111,7 @@ impl Node {
             self.out.effects.push(Effect::Inboxes);
         }
         self.changed(task);
+        self.hop_ended(now, task);
     }
 
     /// What time alone does to a job.

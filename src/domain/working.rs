@@ -2,13 +2,20 @@
 
 use super::Node;
 use super::engagement::{Engagement, Stage, StopWhy};
-use super::step::{Addressee, Change, EngagementKey, LaborNews, Ms, Row};
+use super::judging::due_mc;
+use super::step::{Addressee, Chance, Change, EngagementKey, LaborNews, Ms, Row};
 use crate::wire::entry::Act;
 use crate::wire::message::{Body, News, Update, WorkResult};
 use crate::wire::proof::Proof;
 
 impl Node {
-    pub(super) fn on_labor(&mut self, now: Ms, key: &EngagementKey, news: LaborNews) {
+    pub(super) fn on_labor(
+        &mut self,
+        now: Ms,
+        chance: &mut Chance,
+        key: &EngagementKey,
+        news: LaborNews,
+    ) {
         let Some(work) = self
             .work
             .get_mut(key)
@@ -33,11 +40,16 @@ impl Node {
                 executed,
             } => {
                 work.executed = work.executed.saturating_add(u64::from(executed));
-                work.checkpoint_units = units_done;
-                work.units_done = units_done;
                 work.stage = Stage::Hibernating;
                 let why = work.stop;
-                self.keep_checkpoint(key, &task, owner, units_done, bytes);
+                // What a skill said when it delegated counts until it says something else.
+                let says_nothing = bytes.is_empty() && !work.calls.is_empty();
+                self.dirty.work.insert(key.clone());
+                if !says_nothing {
+                    work.checkpoint_units = units_done;
+                    work.units_done = units_done;
+                    self.keep_checkpoint(key, &task, owner, units_done, bytes);
+                }
                 self.journal(
                     "hibernated",
                     Some(&task),
@@ -48,6 +60,15 @@ impl Node {
                     Some(_) => self.wound_up(now, key),
                 }
                 self.changed(&task);
+            }
+            LaborNews::Delegated {
+                wish,
+                units_done,
+                bytes,
+                executed,
+            } => {
+                work.executed = work.executed.saturating_add(u64::from(executed));
+                self.on_delegated(now, chance, key, *wish, units_done, bytes);
             }
             LaborNews::Failed { code, message } => self.fail_work(now, key, &code, &message),
             LaborNews::Lost { code } => self.on_lost(now, key, &code),
@@ -122,7 +143,7 @@ impl Node {
         }
     }
 
-    fn keep_checkpoint(
+    pub(super) fn keep_checkpoint(
         &mut self,
         key: &EngagementKey,
         task: &str,
@@ -161,9 +182,7 @@ impl Node {
         let Some(work) = self.work.get(key) else {
             return;
         };
-        let cost_mc = u64::from(work.units)
-            .saturating_mul(work.unit_price_mc)
-            .min(work.total_mc);
+        let hops = work.hops();
         let proof = Proof {
             v: 1,
             task: work.task.clone(),
@@ -179,7 +198,8 @@ impl Node {
             terms: work.terms.clone(),
             units: work.units,
             unit_price_mc: work.unit_price_mc,
-            cost_mc,
+            cost_mc: 0,
+            hops,
             device: self.policy.device.clone(),
             model: output
                 .get("model_hash")
@@ -190,6 +210,11 @@ impl Node {
             started_ms: work.started_ms,
             finished_ms: now.max(work.started_ms),
             sig: String::new(),
+        };
+        let due = due_mc(work.units, work.unit_price_mc, work.total_mc, &proof);
+        let proof = Proof {
+            cost_mc: due.unwrap_or(work.total_mc),
+            ..proof
         };
         self.hand_over(now, key, proof, output, units);
     }
@@ -271,7 +296,9 @@ impl Node {
         );
         if work.is_work() && now > result_by && work.stage != Stage::Stopping {
             self.wind_up(now, key, StopWhy::Deadline);
-        } else if matches!(stage, Stage::Running | Stage::Queued) && now >= keepalive_at {
+        } else if matches!(stage, Stage::Running | Stage::Queued | Stage::Waiting)
+            && now >= keepalive_at
+        {
             self.keep_alive(now, key);
         } else if stage == Stage::Finished && now >= settle_by.saturating_add(self.policy.skew_ms) {
             if work.evidence.is_some() {
@@ -293,6 +320,7 @@ impl Node {
         let news = News::Working {
             units_done: work.units_done,
             units_total: work.units,
+            waiting: (work.stage == Stage::Waiting).then(|| "hop".to_owned()),
         };
         let update = Update {
             task: work.task.clone(),
@@ -318,7 +346,7 @@ impl Node {
 
     pub(super) fn work_wake_ms(&self, work: &Engagement) -> Ms {
         match work.stage {
-            Stage::Running | Stage::Queued => work
+            Stage::Running | Stage::Queued | Stage::Waiting => work
                 .keepalive_at_ms
                 .min(work.result_by_ms.saturating_add(1)),
             Stage::Hibernating => work.result_by_ms.saturating_add(1),
@@ -331,6 +359,7 @@ impl Node {
     }
 
     pub(super) fn end_work(&mut self, now: Ms, key: &EngagementKey, end: &str) {
+        self.abandon_hop(now, key);
         let Some(work) = self.work.get_mut(key) else {
             return;
         };

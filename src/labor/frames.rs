@@ -12,7 +12,7 @@
 //! | `type` | fields | meaning |
 //! |---|---|---|
 //! | `describe` | | answer with `described` |
-//! | `start` | `job` u64, `skill`, `input`, `units`, `threads` (0 = all), `foreign` bool, `checkpoint` bytes or null, `checkpoint_every_units` (0 = never) | begin. `units` is `"all"`, or `{"only":[i,...]}` to compute just these (verification) |
+//! | `start` | `job` u64, `skill`, `input`, `units`, `threads` (0 = all), `foreign` bool, `checkpoint` bytes or null, `checkpoint_every_units` (0 = never), `answers` (absent if there are none) | begin. `units` is `"all"`, or `{"only":[i,...]}` to compute just these (verification) |
 //! | `soft_stop` | `job`, `deadline_ms` | stop after the current unit and answer `stopped`; the node kills when the deadline passes |
 //!
 //! The program is started with its configured arguments, then `--threads N`: the most threads it may use. It is in its sandbox by then.
@@ -28,6 +28,7 @@
 //! | `checkpoint_refused` | `job`, `code`, `message` | the given checkpoint was not usable; the job starts from nothing |
 //! | `done` | `job`, `units` \[bytes\], `executed_units`, `resumed_from` | all results in the order asked for; executed in this run only |
 //! | `stopped` | `job`, `checkpoint` bytes, `units_done`, `executed_units` | after `soft_stop`; start again with this checkpoint |
+//! | `delegate` | `job`, `call`, `skill`, `input`, `peer` (may be absent), `state` bytes, `units_done`, `executed_units` | this run is over; start again with the answer |
 //! | `failed` | `job`, `code`, `message` | the job is over, the worker goes on |
 //!
 //! Each of `skills` is `{"id","implementation"}`; a program of the owner's (`[skills.NAME]`) adds `input_schema`, `output_schema`
@@ -35,7 +36,21 @@
 //! one unit, whose bytes are the result as JSON text. It may answer `soft_stop` with an empty checkpoint and 0 units: then the job
 //! starts from nothing when it goes on. If it does not answer in time it gets SIGTERM, and a second later SIGKILL.
 //!
-//! Each started job ends in exactly one of `done`, `stopped`, `failed`. A worker may hold many jobs; it works them unit by unit in
+//! **Delegation.** A skill may give a part of its job to another node: it sends `delegate` in place of a result, and forgets the
+//! job. `skill` and `input` are what it asks for, `peer` (npub or hex) of whom; without `peer` the part is offered to the first
+//! pool, which needs a skill that this node knows and that can be checked by computing it again. `state` is its own, at most a
+//! frame long, and kept on the disk. When the answer is here, be it after days and restarts, a `start` brings `state` as
+//! `checkpoint` and `answers`: one object for each call so far, in order, `{"call":1,"result":...}` or
+//! `{"call":1,"error":{"code":"...","message":"..."}}`. Every later `start` of the job brings them again; one without any is to
+//! call from 1 again. `call` counts from 1 within the job: the next one is the number of `answers` plus 1, any other fails the
+//! job (`delegation_invalid`), as does one call too many (`delegation_limit`, 16 by default). Whatever else stands in the way is
+//! an answer with an `error`, which the skill may survive: `no_provider`, `deadline_too_short`, `deadline_passed`, `canceled`,
+//! `delegation_cycle`, `delegation_too_deep`, `delegation_lost`, `skill_unknown`, `input_invalid`, `pool_missing`, `peer_invalid`, or the
+//! code with which the other node declined or failed. The part is due well before the job, and costs no more than the owner
+//! lets such a job spend (`[market.skill_hop_budget_mc]`). Units asked for by `only` are not to be delegated: who checks a result
+//! counts such a unit as not checked. A `stopped` with an empty checkpoint leaves `state` as it was.
+//!
+//! Each started job ends in exactly one of `done`, `stopped`, `delegate`, `failed`. A worker may hold many jobs; it works them unit by unit in
 //! turn, those with `foreign: false` first. A `soft_stop` for a job that has already ended is ignored. Nothing but frames may be
 //! written to stdout; stderr is free text, of which the node shows the last lines when the worker fails. The environment is
 //! empty but for `LC_ALL`, `TMPDIR` and `RAYON_NUM_THREADS`; the working directory is private and removed afterwards.
@@ -112,6 +127,9 @@ pub enum ToWorker {
         checkpoint: Option<Bytes>,
         /// How often to write one, 0 = never.
         checkpoint_every_units: u32,
+        /// What came back for the parts that the job has delegated, one for each call.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        answers: Vec<Answer>,
     },
     /// Stop after the current unit.
     SoftStop {
@@ -120,6 +138,30 @@ pub enum ToWorker {
         /// For information: when the node loses patience.
         deadline_ms: u64,
     },
+}
+
+/// What came back for a part that a job has delegated: a result, or why there is none.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Answer {
+    /// Which call of the job, from 1.
+    pub call: u32,
+    /// What the skill gave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Value>,
+    /// Why there is no result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<AnswerError>,
+}
+
+/// Why a delegated part has no result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnswerError {
+    /// Stable.
+    pub code: String,
+    /// For a person.
+    pub message: String,
 }
 
 /// A skill of a worker, as `described` lists it.
@@ -198,6 +240,26 @@ pub enum ToNode {
         job: u64,
         /// Where to resume.
         checkpoint: Bytes,
+        /// Units in it.
+        units_done: u32,
+        /// Units computed in this run.
+        executed_units: u32,
+    },
+    /// A part of the job is for somebody else: the run is over until the answer is here.
+    Delegate {
+        /// Which job.
+        job: u64,
+        /// Which call of the job, from 1.
+        call: u32,
+        /// The skill asked for.
+        skill: String,
+        /// Its input.
+        input: Value,
+        /// By whom it is to be done.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        peer: Option<String>,
+        /// Where to resume.
+        state: Bytes,
         /// Units in it.
         units_done: u32,
         /// Units computed in this run.
@@ -286,6 +348,7 @@ mod tests {
             foreign: true,
             checkpoint: Some(Bytes(vec![1, 2, 3])),
             checkpoint_every_units: 5,
+            answers: Vec::new(),
         };
         let shape = json!({"type":"start","job":7,"skill":"simulation","input":{"paths":10},"units":{"only":[3,1]},"threads":2,
             "foreign":true,"checkpoint":"AQID","checkpoint_every_units":5});

@@ -8,11 +8,16 @@
 pub mod echo;
 pub mod embedding;
 pub mod own;
+#[cfg(any(feature = "crash-points", debug_assertions))]
+pub mod relay_ask;
 pub mod schema;
 pub mod simulation;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+#[cfg(feature = "labor")]
+use super::frames::Answer;
 
 /// Why a skill refuses. `code` is stable, `message` says what is wrong and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -142,10 +147,27 @@ pub trait UnitRunner {
     /// The bytes of one unit: for any thread count and any order of calls the same, or at least such that
     /// [`Skill::compare`] finds them equal.
     fn run(&mut self, unit: u32) -> Result<Vec<u8>, SkillError>;
+    /// What `unit` needs from somebody else before it can be run: asked for before each run. `answers` are those to the wishes
+    /// of this job so far, in order; a skill whose units wish for something is not [`Skill::is_recomputable`].
+    fn wish(&mut self, unit: u32, answers: &[Answer]) -> Option<Wish> {
+        let _ = (unit, answers);
+        None
+    }
     /// Which units will be asked for next, in order: a runner that is faster with many at once may work ahead.
     fn announce(&mut self, units: &[u32]) {
         let _ = units;
     }
+}
+
+/// A part of a job that its skill wants done by somebody else.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wish {
+    /// The skill asked for.
+    pub skill: String,
+    /// Its input.
+    pub input: Value,
+    /// By whom, npub or hex; anybody in the pool if it does not matter.
+    pub peer: Option<String>,
 }
 
 #[cfg(feature = "labor")]
@@ -158,6 +180,8 @@ pub fn registry() -> &'static [&'static dyn Skill] {
         &embedding::Embedding,
         #[cfg(any(feature = "crash-points", debug_assertions))]
         &echo::Echo,
+        #[cfg(any(feature = "crash-points", debug_assertions))]
+        &relay_ask::RelayAsk,
     ]
 }
 
@@ -216,9 +240,9 @@ fn blame(name: &str, error: &str) -> String {
     }
 }
 
-/// The skill of the tests is hidden but where they ask for it.
+/// The skills of the tests are hidden but where they ask for them.
 fn is_public(skill: &dyn Skill) -> bool {
-    skill.id() != "echo" || std::env::var_os("LEGION_ECHO").is_some()
+    !matches!(skill.id(), "echo" | "relay-ask") || std::env::var_os("LEGION_ECHO").is_some()
 }
 
 /// Every skill that this program knows, whether this machine has what it needs or not.

@@ -21,7 +21,8 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
 use super::LaborError;
-use super::frames::{Units, WorkerSkill};
+use super::frames::{Answer, Units, WorkerSkill};
+use super::skills::Wish;
 
 /// Events that may wait for the node; beyond it the worker waits (and `Progress` is dropped).
 const EVENT_QUEUE: usize = 1024;
@@ -74,9 +75,11 @@ pub struct StartJob {
     pub checkpoint: Option<Vec<u8>>,
     /// How often to hear [`WorkerEvent::Checkpoint`]; 0 = never.
     pub checkpoint_every_units: u32,
+    /// What came back for the parts that it has delegated.
+    pub answers: Vec<Answer>,
 }
 
-/// What a supervisor tells its node. Each started job ends in exactly one `Done`, `Stopped`, `Failed` or `Exited`.
+/// What a supervisor tells its node. Each started job ends in exactly one `Done`, `Stopped`, `Delegated`, `Failed` or `Exited`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum WorkerEvent {
     /// A worker process runs.
@@ -136,6 +139,21 @@ pub enum WorkerEvent {
         /// Where to resume. When the job had not reached a worker: the checkpoint it was started with, or empty.
         checkpoint: Vec<u8>,
         /// Units in it; 0 when the job had not reached a worker.
+        units_done: u32,
+        /// Units computed in this run.
+        executed_units: u32,
+    },
+    /// The job waits for a part that somebody else is to do; start it again with the answer.
+    Delegated {
+        /// Which job.
+        job: u64,
+        /// Which of its calls, from 1.
+        call: u32,
+        /// What is to be done, and by whom.
+        wish: Wish,
+        /// Where to resume.
+        state: Vec<u8>,
+        /// Units in it.
         units_done: u32,
         /// Units computed in this run.
         executed_units: u32,

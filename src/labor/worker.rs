@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 
 use super::LaborError;
 use super::checkpoint::{self, JobKey};
-use super::frames::{self, Bytes, PROTOCOL_VERSION, ToNode, ToWorker, Units, WorkerSkill};
+use super::frames::{self, Answer, Bytes, PROTOCOL_VERSION, ToNode, ToWorker, Units, WorkerSkill};
 use super::models::Models;
 use super::sandbox::{Sandbox, SandboxReport};
 use super::skills::cores::{CorePools, numeric_profile};
 use super::skills::embedding::Shelf;
-use super::skills::{self, Skill, SkillError, UnitRunner};
+use super::skills::{self, Skill, SkillError, UnitRunner, Wish};
 
 /// At most five `progress` frames a second per job.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
@@ -217,7 +217,14 @@ struct Job {
     done: Vec<Vec<u8>>,
     resumed_from: u32,
     checkpoint_every_units: u32,
+    answers: Vec<Answer>,
     last_progress: Instant,
+}
+
+/// What became of a unit.
+enum Turn {
+    Done(Vec<u8>),
+    Wishes(Wish),
 }
 
 impl Job {
@@ -239,8 +246,15 @@ impl Job {
 }
 
 /// A panic in a tensor library fails the one job, by name, instead of every job in the process; its runner is dropped.
-fn run_contained(runner: &mut dyn UnitRunner, unit: u32) -> Result<Vec<u8>, SkillError> {
-    let run = std::panic::AssertUnwindSafe(|| runner.run(unit));
+fn run_contained(
+    runner: &mut dyn UnitRunner,
+    unit: u32,
+    answers: &[Answer],
+) -> Result<Turn, SkillError> {
+    let run = std::panic::AssertUnwindSafe(|| match runner.wish(unit, answers) {
+        Some(wish) => Ok(Turn::Wishes(wish)),
+        None => runner.run(unit).map(Turn::Done),
+    });
     std::panic::catch_unwind(run).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text
@@ -322,6 +336,7 @@ impl<W: Write> Worker<W> {
             foreign,
             checkpoint,
             checkpoint_every_units,
+            answers,
         } = message
         else {
             return Ok(());
@@ -338,6 +353,7 @@ impl<W: Write> Worker<W> {
                 });
             }
         };
+        job.answers = answers;
         if let Some(bytes) = checkpoint {
             match checkpoint::decode(&job.key, job.order.len() as u32, &bytes.0) {
                 Ok(done) => job.done = done,
@@ -399,6 +415,7 @@ impl<W: Write> Worker<W> {
             done: Vec::new(),
             resumed_from: 0,
             checkpoint_every_units,
+            answers: Vec::new(),
             last_progress: Instant::now(),
         })
     }
@@ -415,8 +432,20 @@ impl<W: Write> Worker<W> {
         let Some(unit) = job.order.get(job.done.len()).copied() else {
             return self.finish(job);
         };
-        match run_contained(job.runner.as_mut(), unit) {
-            Ok(bytes) => job.done.push(bytes),
+        match run_contained(job.runner.as_mut(), unit, &job.answers) {
+            Ok(Turn::Done(bytes)) => job.done.push(bytes),
+            Ok(Turn::Wishes(wish)) => {
+                return self.say(&ToNode::Delegate {
+                    job: job.id,
+                    call: job.answers.len() as u32 + 1,
+                    skill: wish.skill,
+                    input: wish.input,
+                    peer: wish.peer,
+                    state: job.checkpoint(),
+                    units_done: job.units_done(),
+                    executed_units: job.executed_units(),
+                });
+            }
             Err(error) => {
                 let code = error.code.to_owned();
                 return self.say(&ToNode::Failed {
@@ -490,84 +519,4 @@ impl<W: Write> Worker<W> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-    use super::*;
-
-    struct Mined;
-
-    impl UnitRunner for Mined {
-        fn run(&mut self, unit: u32) -> Result<Vec<u8>, SkillError> {
-            if unit == 1 {
-                panic!("a mine")
-            } else {
-                Ok(vec![7])
-            }
-        }
-    }
-
-    fn job(id: u64, order: Vec<u32>) -> Job {
-        Job {
-            id,
-            runner: Box::new(Mined),
-            key: JobKey::new("mined", "mined/1", &serde_json::Value::Null, &order),
-            order,
-            done: Vec::new(),
-            resumed_from: 0,
-            checkpoint_every_units: 0,
-            last_progress: Instant::now(),
-        }
-    }
-
-    /// The promise: jobs take turns unit by unit, and one that panics fails alone.
-    #[test]
-    fn a_panic_fails_one_job() {
-        let (sender, inbox) = channel();
-        let mut stdout = Vec::new();
-        let jobs = VecDeque::from([job(1, vec![0, 1]), job(2, vec![0, 2, 3])]);
-        drop(sender);
-        let (own, pools) = (jobs, CorePools::new(1));
-        let mut worker = Worker {
-            inbox,
-            stdout: &mut stdout,
-            pools,
-            shelf: Shelf::empty(),
-            own,
-            foreign: VecDeque::new(),
-        };
-        for _ in 0..5 {
-            worker.work_one_unit().unwrap();
-        }
-        let mut frames = stdout.as_slice();
-        let mut ends = Vec::new();
-        while let Some(frame) = frames::read::<ToNode>(&mut frames).unwrap() {
-            // On a slow machine a sign of life may stand in between.
-            if !matches!(frame, ToNode::Progress { .. }) {
-                ends.push(frame);
-            }
-        }
-        let units = vec![Bytes(vec![7]); 3];
-        let done = ToNode::Done {
-            job: 2,
-            units,
-            executed_units: 3,
-            resumed_from: 0,
-        };
-        let [
-            ToNode::Failed {
-                job: 1,
-                code,
-                message,
-            },
-            last,
-        ] = ends.as_slice()
-        else {
-            panic!("{ends:?}")
-        };
-        assert!(
-            code == "compute_failed" && message.contains("a mine"),
-            "{code}: {message}"
-        );
-        assert_eq!(*last, done);
-    }
-}
+mod tests;

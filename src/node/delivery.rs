@@ -2,8 +2,12 @@
 //! the recipient acknowledges or the message expires.
 //!
 //! A relay's `OK` is not delivery: the row is done at the peer's acknowledgement. Within one process the same wrap is
-//! sent again; after a restart, and when a relay took it long ago without an acknowledgement, a new wrap of the same
+//! sent again; after a restart, and when a relay took it some time ago without an acknowledgement, a new wrap of the same
 //! rumor goes out, which the receiver drops by rumor id and acknowledges once more. So no wrap is ever written to disk.
+//! How long "some time" is depends on the recipient: one that was heard lately reads, and a relay has lost the message or its
+//! acknowledgement; one that is away will find it when it comes back.
+
+mod row;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -15,24 +19,22 @@ use nostr::{EventId, PublicKey};
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::mpsc;
 
+use self::row::{RETRY_CAP, RETRY_FIRST, REWRAP_PRESENT, Row, answered_offer, redate};
 use super::order::{Mail, Order};
 use super::rows::Parcel;
 use super::sealer::{Early, Sealed, Sealer};
 use super::{Mailbox, clock, crash};
 use crate::carrier::{Handle, Outcome, Outgoing};
-use crate::domain::step::Addressee;
 use crate::wire::message::Body;
 
-/// A relay that said OK is asked again only after this long without an acknowledgement; doubles each time.
-const REWRAP_FIRST: Duration = Duration::from_secs(600);
-const REWRAP_CAP: Duration = Duration::from_secs(24 * 3600);
-const RETRY_FIRST: Duration = Duration::from_secs(1);
-const RETRY_CAP: Duration = Duration::from_secs(60);
+/// Who said something within this time is there.
+const PRESENT: Duration = Duration::from_secs(600);
+/// What was said longer ago lay in a relay, and tells nothing of now.
+const FRESH_S: u64 = 60;
+/// So many peers are remembered as heard, far more than a node has messages for.
+const HEARD_MAX: usize = 4_096;
 /// A relay of others without anything for it is left after this long.
 const FOREIGN_IDLE: Duration = Duration::from_secs(120);
-/// A message dated further ahead than this was dated by a clock that has been set back: no peer would take it.
-const AHEAD_S: u64 = 300;
-
 /// The outbox row of a parcel, if it has one, and what sealing made of it: nothing if it was interrupted.
 type Closed = (Option<u64>, Option<Result<Sealed, String>>);
 
@@ -45,12 +47,14 @@ async fn closed(seq: Option<u64>, early: Early) -> Closed {
 pub enum Tell {
     /// From the loop.
     Order(Order),
-    /// These rumors are durable at their receiver.
-    Acked {
-        /// Who says so.
+    /// Somebody spoke.
+    Heard {
+        /// Who.
         from: PublicKey,
-        /// Rumor ids, hex.
-        rumors: Vec<String>,
+        /// When it was said, Unix seconds by the speaker's clock.
+        said_s: u64,
+        /// Rumors that are durable there, ids in hex.
+        acked: Vec<String>,
     },
     /// A relay's answer to a publication.
     Published {
@@ -65,18 +69,6 @@ pub enum Tell {
     Connected(Arc<str>),
 }
 
-struct Row {
-    parcel: Parcel,
-    recipient: Option<PublicKey>,
-    rumor: Option<EventId>,
-    event: Option<Outgoing>,
-    taken: BTreeSet<Arc<str>>,
-    due: Instant,
-    retry: Duration,
-    rewrap: Duration,
-    expires_ms: u64,
-}
-
 /// The delivery task.
 pub struct Deliverer {
     sealer: Arc<Sealer>,
@@ -89,6 +81,8 @@ pub struct Deliverer {
     replies: HashMap<(String, String), BTreeSet<u64>>,
     /// Relays of others that we are connected to, and when there was last something for them.
     foreign: BTreeMap<String, Instant>,
+    /// When each peer was last heard.
+    heard: HashMap<PublicKey, Instant>,
     /// Relays that refuse messages for now, so that each says why once.
     refusing: BTreeSet<Arc<str>>,
     mailbox: Mailbox,
@@ -127,6 +121,7 @@ impl Deliverer {
             by_wrap: HashMap::new(),
             replies: HashMap::new(),
             foreign: BTreeMap::new(),
+            heard: HashMap::new(),
             refusing: BTreeSet::new(),
             mailbox,
             sealing: FuturesUnordered::new(),
@@ -170,7 +165,14 @@ impl Deliverer {
     async fn hear(&mut self, tell: Tell, orders: &mut Vec<Order>) {
         match tell {
             Tell::Order(order) => orders.push(order),
-            Tell::Acked { from, rumors } => self.acked(from, &rumors),
+            Tell::Heard {
+                from,
+                said_s,
+                acked,
+            } => {
+                self.heard(from, said_s);
+                self.acked(from, &acked);
+            }
             Tell::Published {
                 event_id,
                 relay,
@@ -199,7 +201,7 @@ impl Deliverer {
                         taken: BTreeSet::new(),
                         due: now + Duration::from_secs(30),
                         retry: RETRY_FIRST,
-                        rewrap: REWRAP_FIRST,
+                        rewrap: REWRAP_PRESENT,
                         expires_ms,
                     };
                     if let Some(offer) = answered_offer(&row.parcel) {
@@ -322,6 +324,19 @@ impl Deliverer {
         }
     }
 
+    fn heard(&mut self, from: PublicKey, said_s: u64) {
+        if said_s.saturating_add(FRESH_S) < clock::now_ms() / 1000 {
+            return;
+        }
+        if self.heard.len() >= HEARD_MAX && !self.heard.contains_key(&from) {
+            self.heard.retain(|_, at| at.elapsed() < PRESENT);
+            if self.heard.len() >= HEARD_MAX {
+                return;
+            }
+        }
+        self.heard.insert(from, Instant::now());
+    }
+
     fn acked(&mut self, from: PublicKey, rumors: &[String]) {
         let mut done = Vec::new();
         for rumor in rumors {
@@ -381,7 +396,11 @@ impl Deliverer {
             Outcome::Accepted | Outcome::Duplicate => {
                 self.refusing.remove(&relay);
                 row.taken.insert(relay);
-                row.due = now + row.rewrap;
+                let there = row.reader().is_some_and(|reader| {
+                    let heard = self.heard.get(&reader);
+                    heard.is_some_and(|at| now.duration_since(*at) < PRESENT)
+                });
+                row.due = now + row.patience(there);
             }
             Outcome::Final(why) => {
                 tracing::warn!(relay = &*relay, why, "a relay will never take this message");
@@ -456,7 +475,8 @@ impl Deliverer {
                     None => anew.push((Some(*seq), row.parcel.clone())),
                 }
             } else {
-                row.rewrap = (row.rewrap * 2).min(REWRAP_CAP);
+                row.rewrap = row.next_rewrap();
+                // Until a relay takes the new wrap.
                 row.due = now + row.rewrap;
                 anew.push((Some(*seq), row.parcel.clone()));
             }
@@ -467,21 +487,6 @@ impl Deliverer {
         }
         self.part(now);
         self.seal(anew);
-    }
-}
-
-impl Row {
-    /// Where its recipient may find it: our relays, and those where the recipient said that it reads.
-    fn roads(&self, own: &[String]) -> Vec<String> {
-        let named = self.parcel.sends.iter().flat_map(|send| &send.relays);
-        let mut roads: Vec<String> = named
-            .filter(|relay| relay.starts_with("wss://"))
-            .chain(own)
-            .map(|relay| relay.trim_end_matches('/').to_owned())
-            .collect();
-        roads.sort();
-        roads.dedup();
-        roads
     }
 }
 
@@ -497,30 +502,6 @@ async fn send(carrier: &Handle, event: &Outgoing, relays: &[String], own: &[Stri
     if let Err(error) = carrier.publish(event, &own).await {
         tracing::warn!(code = error.code(), "a message waits: {error}");
     }
-}
-
-/// The offer (requester, task) that a parcel answers, if it goes to a reply key.
-fn answered_offer(parcel: &Parcel) -> Option<(String, String)> {
-    let send = parcel.sends.first()?;
-    if !matches!(send.to, Addressee::Reply(_)) {
-        return None;
-    }
-    match &send.body {
-        Body::Bid(bid) => Some((bid.requester.clone(), bid.task.clone())),
-        Body::Decline(decline) => Some((decline.requester.clone(), decline.task.clone())),
-        _ => None,
-    }
-}
-
-/// Gives a message that is dated ahead of this clock today's date, and with it another id. What it says stays the same, and
-/// a peer that has taken it under its old id does nothing the second time.
-fn redate(parcel: &mut Parcel) -> bool {
-    let now_s = clock::now_ms() / 1000;
-    let ahead = parcel.created_s > now_s + AHEAD_S;
-    if ahead {
-        parcel.created_s = now_s;
-    }
-    ahead
 }
 
 #[cfg(test)]

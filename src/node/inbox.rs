@@ -135,6 +135,7 @@ impl Opener {
         }
         Ok(Opened {
             author: verified.author,
+            said_s: verified.created_at_s,
             acked,
             transfers,
             arrival,
@@ -289,6 +290,8 @@ type Judged = Vec<(EventId, Result<Opened, Code>)>;
 pub struct Opened {
     /// Who sent it.
     pub author: PublicKey,
+    /// When, Unix seconds, by its clock.
+    pub said_s: u64,
     /// Rumors it acknowledges.
     pub acked: Vec<String>,
     /// What it says of transfers.
@@ -489,12 +492,11 @@ async fn forward(
     for (id, outcome) in judged.drain(..) {
         match outcome {
             Ok(opened) => {
-                if !opened.acked.is_empty() {
-                    let _ = delivery.send(Tell::Acked {
-                        from: opened.author,
-                        rumors: opened.acked,
-                    });
-                }
+                let _ = delivery.send(Tell::Heard {
+                    from: opened.author,
+                    said_s: opened.said_s,
+                    acked: opened.acked,
+                });
                 let arrival = opened.arrival;
                 let only = !opened.transfers.is_empty()
                     && arrival.messages.is_empty()

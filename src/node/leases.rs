@@ -5,6 +5,7 @@
 
 mod checks;
 pub(super) mod desks;
+mod hops;
 mod stops;
 
 use std::collections::HashMap;
@@ -199,6 +200,7 @@ impl Leases {
                 input,
                 commitment,
                 checkpoint,
+                answers,
                 foreign: is_foreign,
             } => {
                 let running = [&self.foreign, &self.own].into_iter().flatten().any(|s| {
@@ -222,6 +224,7 @@ impl Leases {
                     foreign: is_foreign,
                     checkpoint,
                     checkpoint_every_units: every,
+                    answers,
                 };
                 let job = Job::Work {
                     key: key.clone(),
@@ -437,6 +440,21 @@ impl Leases {
                     self.stopped(events, ended, checkpoint, units_done, executed_units);
                 }
             }
+            WorkerEvent::Delegated {
+                job,
+                call,
+                wish,
+                state,
+                units_done,
+                executed_units,
+            } => match station.jobs.remove(&job) {
+                Some(Job::Work { key, run, .. }) => {
+                    let executed = executed_units.saturating_add(run.executed_before);
+                    self.delegated(key, call, wish, state, units_done, executed);
+                }
+                Some(other) => self.lost(other, "delegated"),
+                None => {}
+            },
             WorkerEvent::Failed { job, code, message } => match station.jobs.remove(&job) {
                 Some(Job::Work { key, .. }) => {
                     let code = if desks::is_code(&code) {

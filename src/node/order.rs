@@ -11,6 +11,7 @@ use super::rows::Parcel;
 use super::sealer::Early;
 use crate::domain::Node;
 use crate::domain::step::{Incoming, Input, LaborNews, Refused};
+use crate::labor::frames;
 use crate::store::Store;
 use crate::wire::message::Body;
 use crate::wire::proof::Evidence;
@@ -90,6 +91,7 @@ impl Mail {
             Self::Fact(Input::Labor { news, .. }) => vec![match news {
                 LaborNews::Checkpoint { .. } => "labor_checkpoint",
                 LaborNews::Done { .. } => "labor_done",
+                LaborNews::Delegated { .. } => "labor_delegated",
                 _ => "labor",
             }],
             Self::Fact(Input::Checked { .. }) => vec!["checked"],
@@ -142,6 +144,8 @@ pub enum Order {
         commitment: String,
         /// Newest checkpoint.
         checkpoint: Option<Vec<u8>>,
+        /// What came back for the parts that it has delegated.
+        answers: Vec<frames::Answer>,
         /// Asked by somebody else.
         foreign: bool,
     },

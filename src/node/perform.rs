@@ -7,7 +7,9 @@ use serde_json::Value;
 use super::core::Core;
 use super::order::{CheckOrder, Order};
 use super::rows;
+use crate::domain::engagement::{CallEnd, Engagement, answer_name};
 use crate::domain::step::Effect;
+use crate::labor::frames::{Answer, AnswerError};
 use crate::wire::proof::Evidence;
 
 impl Core {
@@ -83,7 +85,8 @@ impl Core {
             return;
         };
         let Some(input) = self.input(key) else { return };
-        let resume = (work.checkpoint_units > 0).then(|| {
+        // State from which a part was delegated may hold no whole unit.
+        let resume = (work.checkpoint_units > 0 || !work.calls.is_empty()).then(|| {
             self.store
                 .view()
                 .and_then(|v| v.checkpoint_newest(work.owner().as_bytes()))
@@ -96,9 +99,43 @@ impl Core {
             input,
             commitment: work.commitment.clone(),
             checkpoint: resume.flatten().map(|(_, bytes)| bytes),
+            answers: self.answers(work),
             foreign: work.requester != self.policy.me,
         };
         let _ = self.outlets.labor.send(order);
+    }
+
+    /// What came back for the parts that the work has delegated.
+    fn answers(&self, work: &Engagement) -> Vec<Answer> {
+        let told = work.calls.iter().map(|call| {
+            let error = |code: &str, message: &str| {
+                Some(AnswerError {
+                    code: code.to_owned(),
+                    message: message.to_owned(),
+                })
+            };
+            let result = || {
+                let bytes = self.stored(&work.key, &answer_name(call.call))?;
+                serde_json::from_slice(&bytes).ok()
+            };
+            let (result, error) = match &call.end {
+                Some(CallEnd::Answered { .. }) => match result() {
+                    Some(result) => (Some(result), None),
+                    None => (
+                        None,
+                        error("delegation_lost", "the result is not in the store"),
+                    ),
+                },
+                Some(CallEnd::Failed { code, message }) => (None, error(code, message)),
+                None => (None, error("delegation_lost", "nothing came back")),
+            };
+            Answer {
+                call: call.call,
+                result,
+                error,
+            }
+        });
+        told.collect()
     }
 
     fn check(&mut self, task: &str, award_no: u32, sample: Vec<u32>) {

@@ -221,6 +221,7 @@ impl Presence {
                 skills: skills
                     .iter()
                     .map(|s| AdSkill {
+                        hops_mc: s.hop_budget_mc,
                         id: s.id.clone(),
                         unit_price_mc: s.unit_price_mc,
                     })

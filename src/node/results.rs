@@ -248,7 +248,7 @@ pub fn verify_export(export: &Value) -> Result<Value, (&'static str, String)> {
     Ok(json!({
         "valid": true, "signature": true, "output": true, "root": true, "entries": entries.len(), "paid_mc": paid,
         "task": proof.task, "skill": proof.skill, "executor": crate::identity::npub(&proof.executor), "requester": crate::identity::npub(&proof.requester),
-        "key": proof.key, "cost_mc": proof.cost_mc, "proof": name,
+        "key": proof.key, "cost_mc": proof.cost_mc, "hops": proof.hops, "proof": name,
         "says": "who computed what from which input at which cost, untampered; not that the computation is right",
     }))
 }

@@ -16,6 +16,9 @@ const OWNER: &[u8] = b"owner";
 const IDENTITY: &[u8] = b"identity";
 /// Most entries looked at for one mark and length.
 const ORPHANS_MAX: usize = 256;
+/// What the names of [`engagement::answer_name`] begin with, and most answers of one engagement.
+const ANSWERS: &[u8] = b"answer";
+const ANSWERS_MAX: usize = 64;
 const READ_UNTIL: &[u8] = b"inbox_read_until_s";
 
 /// One envelope's worth of messages to one recipient: what an outbox row holds.
@@ -72,11 +75,25 @@ pub fn apply(txn: &mut Txn<'_>, me: &str, now: Ms, change: &Change) -> Result<()
             for name in ["input", "units", "output"] {
                 txn.delete(Table::Payloads, &owned_key(&task_key(key), name.as_bytes()))?;
             }
+            let answers = owned_key(&task_key(key), ANSWERS);
+            for answer in txn.keys(
+                Table::Payloads,
+                Span::prefix(&answers),
+                ANSWERS_MAX,
+                Order::Ascending,
+            )? {
+                txn.delete(Table::Payloads, &answer)?;
+            }
             if owner.is_empty() {
                 Ok(())
             } else {
                 txn.checkpoint_drop(owner.as_bytes())
             }
+        }
+        Change::CopyAnswer { task, key, call } => {
+            let answer = txn.payload_get(&task_key(task), "result")?;
+            let name = engagement::answer_name(*call);
+            txn.payload_put(&task_key(key), &name, &answer.unwrap_or_default())
         }
         Change::Journal { kind, task, body } => txn
             .journal_append(now, kind, task.as_deref(), body)

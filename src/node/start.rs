@@ -515,6 +515,9 @@ fn policy(
             config.verification.accept_unverified_trusted,
             config.verification.accept_unverified_stranger,
         ],
+        hop_pool: config.pools.first().cloned(),
+        delegation_hops_max: small(config.limits.delegation_hops),
+        delegation_calls_max: small(config.limits.delegation_calls),
     })
 }
 
@@ -523,6 +526,11 @@ fn facts(market: &Market, skill: &SkillInfo) -> SkillFacts {
         id: skill.id.to_owned(),
         unit_price_mc: market.unit_price_mc(skill.id),
         unit_eta_ms: 20,
+        hop_budget_mc: market
+            .skill_hop_budget_mc
+            .get(skill.id)
+            .copied()
+            .unwrap_or(0),
     }
 }
 

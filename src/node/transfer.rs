@@ -30,7 +30,7 @@ use super::inbox::Opener;
 use super::order::{Counters, Mail, Order};
 use super::rows::Parcel;
 use super::{Mailbox, clock};
-use crate::domain::step::{Addressee, Input, Send};
+use crate::domain::step::{Addressee, Input, Send, TaskId};
 use crate::identity::Identity;
 use crate::store::{Store, StoreError};
 use crate::wire::message::Body;
@@ -67,6 +67,8 @@ pub(in crate::node) enum Tell {
     Began(Box<Move>),
     /// The loop has taken the message: its row is gone.
     Gone(Key),
+    /// Inputs for awards of this task before this number are not wanted by anybody any more.
+    Over(TaskId, u32),
     /// An inbox was read to its end: what a relay had for us is here.
     CaughtUp,
     /// A whole payload was opened, or is refused with this code.
@@ -229,6 +231,7 @@ impl Transfers {
             Tell::Gone(key) => {
                 self.receiving.remove(&key);
             }
+            Tell::Over(task, before) => self.call_off(&task, before),
             Tell::CaughtUp => {
                 self.receiving.values_mut().for_each(Receiving::caught_up);
                 self.sending.values_mut().for_each(Sending::ask_now);
@@ -238,6 +241,23 @@ impl Transfers {
                     receiving.opened(&self.rooms, outcome);
                 }
             }
+        }
+    }
+
+    fn call_off(&mut self, task: &str, before: u32) {
+        let idle = |row: &Move| row.task == task && !row.result && row.award_no < before;
+        let over: Vec<Key> = self
+            .sending
+            .iter()
+            .filter(|(_, sending)| idle(&sending.row))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in over {
+            if let Some(Sending { row, .. }) = self.sending.get(&key) {
+                let id = &row.detached.id;
+                self.rooms.refuse(&row.peer, &row.relays, id, "award_over");
+            }
+            self.sent(&key);
         }
     }
 

@@ -52,12 +52,12 @@ pub fn job(job: &Job, result: Option<&Value>) -> Value {
     let awards: Vec<Value> = job
         .awards
         .iter()
-        .map(|a| json!({"award_no": a.no, "executor": npub(&a.executor), "state": a.state, "money": a.money, "cap_mc": a.cap_mc, "units_done": a.units_done, "settle_by_ms": a.settle_by_ms}))
+        .map(|a| json!({"award_no": a.no, "executor": npub(&a.executor), "state": a.state, "money": a.money, "cap_mc": a.cap_mc, "hops_mc": a.hops_mc.unwrap_or(0), "units_done": a.units_done, "settle_by_ms": a.settle_by_ms}))
         .collect();
     json!({
         "kind": "task", "id": job.task, "contextId": job.context, "status": status, "artifacts": artifacts,
         "metadata": {EXTENSION: {
-            "role": "requester", "skill": job.skill, "units": job.units, "route": route(job), "awards": awards,
+            "role": "requester", "skill": job.skill, "units": job.units, "route": route(job), "awards": awards, "part_of": job.parent,
             "max_price_mc": job.max_price_mc, "cost_mc": job.cost_mc, "deadline_ms": job.deadline_ms, "asked_ms": job.marks.asked_ms,
             "late_result": job.outcome.as_ref().is_some_and(|o| o.late),
         }},
@@ -88,7 +88,7 @@ pub fn work(work: &Engagement) -> Value {
         "metadata": {EXTENSION: {
             "role": "executor", "skill": work.skill, "requester": npub(&work.requester), "award_no": work.award_no, "units": work.units,
             "units_done": work.units_done, "checkpoint_units": work.checkpoint_units, "executed": work.executed, "tier": work.tier,
-            "total_mc": work.total_mc, "money": work.money,
+            "total_mc": work.total_mc, "hops_mc": work.hops_mc, "calls": work.calls, "money": work.money,
         }},
     })
 }
@@ -296,7 +296,7 @@ pub fn peers(node: &Node, now: u64) -> Value {
             let ad = p.ad.as_ref().filter(|ad| ad.expires_ms > now);
             json!({
                 "npub": npub(&p.npub), "tier": p.tier, "limit_mc": limit(node, p.tier, &p.npub), "lct": p.lct, "last_seen_ms": p.last_seen_ms,
-                "skills": ad.map(|ad| ad.skills.iter().map(|s| json!({"id": s.id, "unit_price_mc": s.unit_price_mc})).collect::<Vec<_>>()),
+                "skills": ad.map(|ad| ad.skills.iter().map(|s| json!({"id": s.id, "unit_price_mc": s.unit_price_mc, "hops_mc": s.hops_mc})).collect::<Vec<_>>()),
                 "queue": ad.map(|ad| ad.queue), "paused": ad.map(|ad| ad.paused), "completed": p.completed, "frauds": p.frauds, "disputed": p.disputed,
             })
         })

@@ -10,8 +10,9 @@ use nostr::types::url::Host;
 
 use super::canonical::MAX_INTEGER;
 use super::entry::{Act, Entry};
+use super::market::LINK_BYTES;
 use super::message::{Body, MessageError, News};
-use super::proof::{Evidence, Proof};
+use super::proof::{Evidence, Hop, Proof};
 use super::transfer;
 
 /// Longest text that names something: a skill, a device, a method, a context.
@@ -32,8 +33,14 @@ pub const MAX_RELAY_BYTES: usize = 255;
 pub const MAX_NOTICE_MS: u64 = 24 * 3_600_000;
 /// How far ahead a time in an award may lie.
 pub const MAX_TERM_MS: u64 = 400 * 24 * 3_600_000;
+/// Longest chain of jobs that are parts of each other, whatever the owner's limit is.
+pub const MAX_CHAIN: usize = 16;
+/// Most parts of one job that others did.
+pub const MAX_HOPS: usize = 64;
 /// A task id: 128 random bits.
 const TASK_HEX_DIGITS: usize = 32;
+/// A key or a SHA-256.
+const HASH_HEX_DIGITS: usize = 64;
 
 /// Whether every field is within reason; `now_ms` is Unix milliseconds.
 ///
@@ -53,7 +60,7 @@ pub fn check(body: &Body, now_ms: u64) -> Result<(), MessageError> {
             let sane = |id: &str, price| name(id) && price < MAX_INTEGER;
             within(
                 "skills",
-                ad.skills.iter().all(|s| sane(&s.id, s.unit_price_mc)),
+                (ad.skills.iter()).all(|s| sane(&s.id, s.unit_price_mc.max(s.hops_mc))),
             )?;
             within("expires_ms", by(ad.expires_ms, MAX_NOTICE_MS))
         }
@@ -63,6 +70,7 @@ pub fn check(body: &Body, now_ms: u64) -> Result<(), MessageError> {
             within("verification", name(&offer.verification))?;
             within("commitment", name(&offer.commitment))?;
             within("reply", name(&offer.reply))?;
+            within("via", chain(&offer.via))?;
             within("max_price_mc", offer.max_price_mc < MAX_INTEGER)?;
             within("output_bytes_max", offer.output_bytes_max < MAX_INTEGER)?;
             within("input_bytes_max", offer.input_bytes_max < MAX_INTEGER)?;
@@ -73,7 +81,7 @@ pub fn check(body: &Body, now_ms: u64) -> Result<(), MessageError> {
         Body::Bid(bid) => {
             within("task", task(&bid.task))?;
             within("device", name(&bid.device) && name(&bid.lct))?;
-            let amounts = [bid.total_mc, bid.unit_price_mc, bid.eta_ms];
+            let amounts = [bid.total_mc, bid.unit_price_mc, bid.hops_mc, bid.eta_ms];
             within("total_mc", amounts.iter().all(|n| *n < MAX_INTEGER))?;
             within("expires_ms", by(bid.expires_ms, MAX_TERM_MS))
         }
@@ -91,7 +99,12 @@ pub fn check(body: &Body, now_ms: u64) -> Result<(), MessageError> {
             within("context", names.iter().all(|n| name(n)))?;
             let words = [&award.on_cancel, &award.verification, &award.lct];
             within("verification", words.iter().all(|n| name(n)))?;
-            let prices = [award.max_price_mc, award.unit_price_mc.unwrap_or(0)];
+            within("via", chain(&award.via))?;
+            let prices = [
+                award.max_price_mc,
+                award.hops_mc,
+                award.unit_price_mc.unwrap_or(0),
+            ];
             within("max_price_mc", prices.iter().all(|n| *n < MAX_INTEGER))?;
             let times = [award.accept_by_ms, award.result_by_ms, award.settle_by_ms];
             within("settle_by_ms", times.iter().all(|at| by(*at, MAX_TERM_MS)))?;
@@ -104,7 +117,7 @@ pub fn check(body: &Body, now_ms: u64) -> Result<(), MessageError> {
         Body::Accept(accept) => {
             within("task", task(&accept.task))?;
             within("lct", name(&accept.lct))?;
-            let amounts = [accept.total_mc, accept.unit_price_mc];
+            let amounts = [accept.total_mc, accept.unit_price_mc, accept.hops_mc];
             within("total_mc", amounts.iter().all(|n| *n < MAX_INTEGER))
         }
         Body::Update(update) => {
@@ -113,7 +126,10 @@ pub fn check(body: &Body, now_ms: u64) -> Result<(), MessageError> {
                 News::Completed(result) => within("proof", proof_is_sane(&result.proof)),
                 News::Paused { reason, .. } => within("reason", name(reason)),
                 News::Failed { code, .. } => within("code", name(code)),
-                News::Working { .. } | News::Canceled { .. } => Ok(()),
+                News::Working { waiting, .. } => {
+                    within("waiting", waiting.as_ref().is_none_or(|w| name(w)))
+                }
+                News::Canceled { .. } => Ok(()),
             }
         }
         Body::Cancel(cancel) => within("task", task(&cancel.task)),
@@ -150,7 +166,16 @@ fn proof_is_sane(proof: &Proof) -> bool {
         &proof.root,
         &proof.sig,
     ];
-    names.iter().all(|n| name(n)) && proof.model.as_ref().is_none_or(|n| name(n))
+    let hop = |hop: &Hop| {
+        hex_digits(&hop.executor, HASH_HEX_DIGITS)
+            && hex_digits(&hop.proof, HASH_HEX_DIGITS)
+            && name(&hop.skill)
+            && hop.cost_mc < MAX_INTEGER
+    };
+    names.iter().all(|n| name(n))
+        && proof.model.as_ref().is_none_or(|n| name(n))
+        && proof.hops.len() <= MAX_HOPS
+        && proof.hops.iter().all(hop)
 }
 
 fn evidence_is_sane(evidence: &Evidence) -> bool {
@@ -279,8 +304,17 @@ fn name(text: &str) -> bool {
 
 /// Ids become parts of keys in the store: nothing but hex may be in them.
 fn task(id: &str) -> bool {
-    id.len() == TASK_HEX_DIGITS
-        && id
+    hex_digits(id, TASK_HEX_DIGITS)
+}
+
+/// The chain of a job: links only, and not more than any node goes along with.
+fn chain(via: &[String]) -> bool {
+    via.len() <= MAX_CHAIN && via.iter().all(|link| hex_digits(link, LINK_BYTES * 2))
+}
+
+fn hex_digits(text: &str, digits: usize) -> bool {
+    text.len() == digits
+        && text
             .bytes()
             .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
@@ -357,6 +391,7 @@ mod tests {
                 reply: "a".repeat(64),
                 relays: vec!["wss://10.0.0.1".into(), "wss://relay.example.org".into()],
                 expires_ms: 1_795_219_200_000 + 60_000,
+                via: vec!["0".repeat(32)],
             };
             change(&mut offer);
             Body::Offer(Box::new(offer))
@@ -374,6 +409,8 @@ mod tests {
             "task"
         );
         assert_eq!(field(&offer(|o| o.skill = "s".repeat(10_000))), "skill");
+        assert_eq!(field(&offer(|o| o.via = vec!["0".repeat(32); 17])), "via");
+        assert_eq!(field(&offer(|o| o.via = vec!["../x".into()])), "via");
         assert_eq!(field(&offer(|o| o.max_price_mc = u64::MAX)), "max_price_mc");
         assert_eq!(field(&offer(|o| o.expires_ms = u64::MAX)), "expires_ms");
         assert_eq!(field(&offer(|o| o.result_by_ms = u64::MAX)), "result_by_ms");

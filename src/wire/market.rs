@@ -8,6 +8,13 @@ use super::canonical::{self, CanonicalError};
 use super::entry::Entry;
 use super::transfer::Detached;
 
+/// Bytes of a [`link`].
+pub const LINK_BYTES: usize = 16;
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
 /// `pool/ad`: a node's capability ad, the agent card's core with prices, load and expiry.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ad {
@@ -34,6 +41,9 @@ pub struct AdSkill {
     pub id: String,
     /// Listed price of one unit, milli-credits (peers of tier own pay 0).
     pub unit_price_mc: u64,
+    /// Most that a job may cost beyond its units, for parts that the skill delegates, milli-credits.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub hops_mc: u64,
 }
 
 /// `pool/offer`: a job that seeks an executor. It holds neither the input nor its plain hash.
@@ -66,6 +76,9 @@ pub struct Offer {
     pub relays: Vec<String>,
     /// Until when bids are taken, Unix milliseconds.
     pub expires_ms: u64,
+    /// The jobs that this one is a part of, the outermost first ([`link`]); empty for a job that somebody wants for himself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub via: Vec<String>,
 }
 
 /// `pool/bid`: a total for one offer, sealed to its reply key.
@@ -95,6 +108,9 @@ pub struct Bid {
     pub relays: Vec<String>,
     /// Until when the bid holds, Unix milliseconds.
     pub expires_ms: u64,
+    /// Of the total: at most so much for parts that the bidder delegates in turn, milli-credits.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub hops_mc: u64,
 }
 
 /// `pool/decline`: no bid for an offer (no entry), or no acceptance of an award (signed entry).
@@ -174,20 +190,30 @@ pub struct Award {
     pub binding: Binding,
     /// Inbox relays of the requester.
     pub relays: Vec<String>,
+    /// The bid's [`Bid::hops_mc`]; 0 in a directed request, where the acceptance names it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub hops_mc: u64,
+    /// The jobs that this one is a part of, the outermost first ([`link`]).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub via: Vec<String>,
     /// Signed entry ([`super::entry::Act::Awarded`]).
     pub entry: Entry,
 }
 
 impl Award {
-    /// SHA-256 over everything agreed: all fields but input, salt, keys, relays and entry.
+    /// SHA-256 over everything agreed: all fields but input, salt, keys, relays, chain and entry.
     pub fn terms_hash(&self) -> Result<String, CanonicalError> {
-        let terms = serde_json::json!({
+        let mut terms = serde_json::json!({
             "task": self.task, "award_no": self.award_no, "skill": self.skill, "commitment": self.commitment,
             "units": self.units, "unit_price_mc": self.unit_price_mc, "max_price_mc": self.max_price_mc,
             "accept_by_ms": self.accept_by_ms, "result_by_ms": self.result_by_ms, "settle_by_ms": self.settle_by_ms,
             "lease_ttl_ms": self.lease_ttl_ms, "max_hibernate_s": self.max_hibernate_s, "on_cancel": self.on_cancel,
             "verification": self.verification,
         });
+        // Terms without hops are those of a node that knows none.
+        if let (Some(terms), 1..) = (terms.as_object_mut(), self.hops_mc) {
+            terms.insert("hops_mc".into(), self.hops_mc.into());
+        }
         Ok(hex::encode(canonical::sha256(&canonical::signing_bytes(
             "terms", &terms,
         )?)))
@@ -202,6 +228,15 @@ pub fn commitment(input: &Value, salt: &str) -> Result<String, CanonicalError> {
     )?)))
 }
 
+/// What names a job in the chain of those that are a part of it: the first 16 bytes of SHA-256 of `legion/via/v1\0` + canonical
+/// JSON of `{salt}`, hex. Its requester and its executor know the salt and nobody else does, so that a link tells a stranger
+/// neither who they are nor which offer it was.
+pub fn link(salt: &str) -> Result<String, CanonicalError> {
+    let named = serde_json::json!({"salt": salt});
+    let hash = canonical::sha256(&canonical::signing_bytes("via", &named)?);
+    Ok(hex::encode(hash.get(..LINK_BYTES).unwrap_or_default()))
+}
+
 /// `pool/accept`: the executor will do it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Accept {
@@ -213,6 +248,9 @@ pub struct Accept {
     pub unit_price_mc: u64,
     /// Most that it will cost, milli-credits.
     pub total_mc: u64,
+    /// Of these: at most so much for parts that the executor delegates, milli-credits.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub hops_mc: u64,
     /// LCT of the executor.
     pub lct: String,
     /// Cross-signed keys of the executor.

@@ -130,6 +130,9 @@ pub enum News {
         units_done: u32,
         /// Units in all.
         units_total: u32,
+        /// What the work waits for, if it does: `hop` for a part that was delegated.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        waiting: Option<String>,
     },
     /// The owner has taken the hardware back for now.
     Paused {

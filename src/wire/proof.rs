@@ -9,6 +9,20 @@ use serde::{Deserialize, Serialize};
 use super::canonical::{self, CanonicalError};
 use super::entry::verify_hex;
 
+/// A part of a job that its executor gave to somebody else. What it cost is the executor's word, bounded by what was agreed; the
+/// proof that it names is signed by whoever did the part, and can be asked for in a dispute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hop {
+    /// Nostr key of whoever did it, hex.
+    pub executor: String,
+    /// Skill id.
+    pub skill: String,
+    /// What it cost, milli-credits.
+    pub cost_mc: u64,
+    /// Hash of its proof, hex.
+    pub proof: String,
+}
+
 /// Execution proof (protocol, section 5). Signed Ed25519 over `legion/proof/v1\0` + canonical JSON without `sig`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proof {
@@ -40,8 +54,11 @@ pub struct Proof {
     pub units: u32,
     /// Price of one unit, milli-credits.
     pub unit_price_mc: u64,
-    /// Claimed cost, milli-credits.
+    /// Claimed cost, milli-credits: that of the units, and of the hops.
     pub cost_mc: u64,
+    /// The parts that others did.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hops: Vec<Hop>,
     /// Device, for example `cpu`.
     pub device: String,
     /// Hash of the model's weights, where the skill has a model.
@@ -60,6 +77,17 @@ pub struct Proof {
 }
 
 impl Proof {
+    /// What the hops cost in all, milli-credits. None if they are not what hops can be: by a third party each, every proof
+    /// counted once.
+    pub fn hops_mc(&self) -> Option<u64> {
+        let mut counted = std::collections::BTreeSet::new();
+        let third = |hop: &Hop| hop.executor != self.executor && hop.executor != self.requester;
+        self.hops.iter().try_fold(0u64, |sum, hop| {
+            let once = counted.insert(hop.proof.as_str());
+            sum.checked_add(hop.cost_mc).filter(|_| once && third(hop))
+        })
+    }
+
     /// What is signed: `legion/proof/v1\0` + canonical JSON without the signature.
     pub fn signing_bytes(&self) -> Result<Vec<u8>, CanonicalError> {
         canonical::signing_bytes(

@@ -179,6 +179,7 @@ fn an_answer_to_a_declined_stranger_is_not_kept_as_long_as_its_offer() {
 fn an_award_of_another_skill_than_the_bid_is_declined() {
     let mut hall = Hall::with(2, |_, policy| {
         policy.skills.push(SkillFacts {
+            hop_budget_mc: 0,
             id: "dear".into(),
             unit_price_mc: 1_000,
             unit_eta_ms: 1_000,

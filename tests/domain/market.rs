@@ -27,6 +27,7 @@ fn tier(n: usize) -> Tier {
 fn bid(hall: &Hall, task: &str, units: u32, unit_price_mc: u64) -> Bid {
     let policy = &hall.policies[0];
     Bid {
+        hops_mc: 0,
         task: task.to_owned(),
         requester: policy.me.clone(),
         round: 1,
@@ -451,6 +452,7 @@ fn a_lease_expires_only_by_time_that_was_caught_up() {
             task: task.clone(),
             award_no: 1,
             news: News::Working {
+                waiting: None,
                 units_done: 1,
                 units_total: 8,
             },

@@ -250,6 +250,7 @@ fn listed(skill: &SkillFacts) -> AdSkill {
     AdSkill {
         id: skill.id.clone(),
         unit_price_mc: skill.unit_price_mc,
+        hops_mc: skill.hop_budget_mc,
     }
 }
 

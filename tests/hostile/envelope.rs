@@ -15,6 +15,7 @@ use crate::support::world::{Node, until};
 /// Harmless, well-formed content.
 fn content(to: &str) -> String {
     let news = News::Working {
+        waiting: None,
         units_done: 0,
         units_total: 1,
     };

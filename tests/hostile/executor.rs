@@ -344,6 +344,7 @@ fn bids_are_held_to_their_offer_and_a_reply_key_hears_nothing_else() {
         let award = m.award(&hex, &task_id(), tiny(), |_| {});
         m.say(&reply, Body::Request(Box::new(award)));
         let news = News::Working {
+            waiting: None,
             units_done: 1,
             units_total: 1,
         };

@@ -15,6 +15,7 @@ use crate::support::world::until;
 
 fn working() -> Body {
     let news = News::Working {
+        waiting: None,
         units_done: 0,
         units_total: 1,
     };

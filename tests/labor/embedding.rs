@@ -346,6 +346,7 @@ async fn the_worker_embeds() {
     let texts = sentences(900);
     let input = json!({"model": "tiny", "texts": texts});
     let job = |id: u64, checkpoint: Option<Vec<u8>>, units: Units| StartJob {
+        answers: Vec::new(),
         job: id,
         skill: SKILL.to_owned(),
         input: input.clone(),
@@ -670,6 +671,44 @@ fn a_delegated_embedding_names_its_model_and_its_assurance() {
     let refused = pair.asker.fails(1, &ask);
     assert!(refused.to_string().contains("model_missing"), "{refused}");
     assert!(pair.worker.journaled("accept").len() <= 2);
+}
+
+/// The promise: a thousand sentences, more than a message holds there and back, are embedded by delegation over a relay that is not
+/// ours, each as it would be here.
+#[cfg(feature = "relay")]
+#[test]
+fn a_thousand_sentences_are_delegated_over_the_npm_relay() {
+    use crate::support::world::Pair;
+
+    let Some(relay) = crate::support::npm_relay::NpmRelay::start(None) else {
+        return;
+    };
+    let tiny = tiny();
+    let pair = Pair::on(&relay.url, |asker, worker| {
+        for node in [asker, worker] {
+            node.ok(&["models", "add", tiny.to_str().unwrap(), "--name", "tiny"]);
+        }
+    });
+    let texts: Vec<String> = sentences(1_000)
+        .iter()
+        .enumerate()
+        .map(|(place, words)| format!("{place} {words}, said the cat, and the sky is blue"))
+        .collect();
+    let job = json!({"model": "tiny", "texts": texts, "dim": 32});
+    let input = tempfile::NamedTempFile::new().unwrap();
+    fs::write(input.path(), job.to_string()).unwrap();
+    let file = input.path().to_str().unwrap();
+    let ask = ["ask", SKILL, "--input", file, "--peer", &pair.worker.npub];
+    let done = pair.asker.ok(&ask);
+    assert_eq!(done["verified"]["assurance"], "sampled");
+    assert_eq!(done["verified"]["quality"], 1.0);
+    let (_, here) = Register::with(&tiny).embed(&job, 2, true);
+    assert_close(&vectors(&done["result"]), &vectors(&here), 1e-5);
+    for node in [&pair.asker, &pair.worker] {
+        let sent = node.ok(&["status"])["transfers"]["chunks_sent"].as_u64();
+        assert!(sent > Some(1), "it fitted into a message");
+    }
+    pair.finish(done["task"]["id"].as_str().unwrap());
 }
 
 /// The promise: the real all-MiniLM-L6-v2 gives the published vectors.

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use legiond::labor::frames::{Answer, AnswerError};
 use legiond::labor::{Supervisor, SupervisorConfig, WorkerClass, WorkerEvent};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Bench, PATIENCE, config, input, is_alive, job, os, until_dead};
 
@@ -67,6 +68,60 @@ async fn python_can_be_a_worker() {
     assert_eq!(bench.done(2).await.0.len(), 1);
 }
 
+/// The promise: a program in another language delegates with the frames of that page, and goes on from its state with the answer.
+#[tokio::test]
+async fn python_can_delegate() {
+    let mut bench = fake(
+        r#"
+describe()
+while True:
+    start = read()
+    told = start.get("answers", [])
+    if told:
+        assert start["checkpoint"] == "c3RhdGU=", start
+        word = told[0]["result"]["text"] if "result" in told[0] else told[0]["error"]["code"]
+        import base64
+        say({"type": "done", "job": start["job"], "units": [base64.b64encode(word.encode()).decode()],
+             "executed_units": 1, "resumed_from": 0})
+    else:
+        say({"type": "delegate", "job": start["job"], "call": 1, "skill": "echo", "input": {"text": "abc"},
+             "state": "c3RhdGU=", "units_done": 0, "executed_units": 0})
+"#,
+    );
+    bench.handle.start(job(1, &input(10))).unwrap();
+    let (state, skill) = bench
+        .wait_for(|event| match event {
+            WorkerEvent::Delegated {
+                job: 1,
+                call: 1,
+                state,
+                wish,
+                ..
+            } => Some((state.clone(), wish.skill.clone())),
+            _ => None,
+        })
+        .await;
+    assert_eq!((state.as_slice(), skill.as_str()), (&b"state"[..], "echo"));
+    let error = AnswerError {
+        code: "no_provider".into(),
+        message: String::new(),
+    };
+    for (id, result, error, word) in [
+        (1, Some(json!({"text": "cba"})), None, "cba"),
+        (2, None, Some(error), "no_provider"),
+    ] {
+        let mut again = job(id, &input(10));
+        again.checkpoint = Some(state.clone());
+        again.answers = vec![Answer {
+            call: 1,
+            result,
+            error,
+        }];
+        bench.handle.start(again).unwrap();
+        assert_eq!(bench.done(id).await.0, [word.as_bytes()]);
+    }
+}
+
 /// The promise: everything that is not the protocol is `worker_garbage`.
 #[tokio::test]
 async fn garbage_is_named() {
@@ -78,6 +133,9 @@ async fn garbage_is_named() {
         "describe(); read(); say({'type': 'progress', 'job': 1, 'units_done': 1, 'units_total': 2, 'x': 0}); time.sleep(600)",
         "describe(); read(); say({'type': 'progress', 'job': 2, 'units_done': 1, 'units_total': 2}); time.sleep(600)",
         "describe(); start = read(); start['job'] = 77; done(start); time.sleep(600)",
+        "describe(); read(); say({'type': 'delegate', 'job': 1, 'call': 1, 'skill': 'echo', 'input': {}, 'state': '!', 'units_done': 0, 'executed_units': 0}); time.sleep(600)",
+        "describe(); read(); say({'type': 'delegate', 'job': 1, 'call': -1, 'skill': 'echo', 'input': {}, 'state': '', 'units_done': 0, 'executed_units': 0}); time.sleep(600)",
+        "describe(); read(); say({'type': 'delegate', 'job': 1, 'call': 1, 'skill': 'echo'}); time.sleep(600)",
         "read(); start = read(); done(start); time.sleep(600)",
         "read(); say({'type': 'described', 'protocol': 9, 'profile': '', 'skills': []}); time.sleep(600)",
     ] {

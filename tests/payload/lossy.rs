@@ -2,12 +2,13 @@
 //! its time over large events, so that a transfer has a middle.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use legiond::relay::{RelayConfig, RelayLimits, RunningRelay, serve};
+use nostr::Event;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -22,8 +23,10 @@ const PIECE_BYTES: usize = 40_000;
 struct Seen {
     pieces: AtomicU64,
     lost_pieces: AtomicU64,
-    lost_words: AtomicU64,
+    lost_others: AtomicU64,
     chance: AtomicU64,
+    /// All that came here, as somebody who sees the relay may keep it.
+    recorded: Mutex<Vec<Value>>,
 }
 
 pub(super) struct Lossy {
@@ -34,10 +37,7 @@ pub(super) struct Lossy {
 }
 
 impl Lossy {
-    /// Loses one in `one_in` (0: none) of the chunks and of the ephemeral words, and holds every chunk for `pace`.
-    ///
-    /// Small messages that relays store are spared: an outbox offers one that a relay took again after ten minutes, which is
-    /// longer than a test may last.
+    /// Loses one in `one_in` (0: none) of all events, whatever they are, and holds every chunk for `pace`.
     pub(super) fn start(one_in: u64, pace: Duration) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -76,12 +76,19 @@ impl Lossy {
         self.seen.pieces.load(Ordering::SeqCst)
     }
 
+    /// Every event that came here.
+    pub(super) fn events(&self) -> Vec<Event> {
+        let recorded = self.seen.recorded.lock().unwrap();
+        let parse = |event: &Value| serde_json::from_value(event.clone()).unwrap();
+        recorded.iter().map(parse).collect()
+    }
+
     pub(super) fn lost_pieces(&self) -> u64 {
         self.seen.lost_pieces.load(Ordering::SeqCst)
     }
 
-    pub(super) fn lost_words(&self) -> u64 {
-        self.seen.lost_words.load(Ordering::SeqCst)
+    pub(super) fn lost_others(&self) -> u64 {
+        self.seen.lost_others.load(Ordering::SeqCst)
     }
 }
 
@@ -141,16 +148,16 @@ async fn between(socket: TcpStream, relay: String, seen: Arc<Seen>, one_in: u64,
 fn lost(text: &str, seen: &Seen, one_in: u64) -> Option<Value> {
     let frame: Value = serde_json::from_str(text).ok()?;
     let event = (frame[0] == "EVENT").then_some(&frame[1])?;
+    seen.recorded.lock().unwrap().push(event.clone());
     let piece = text.len() > PIECE_BYTES;
-    let word = event["kind"] == 21_059;
     seen.pieces.fetch_add(u64::from(piece), Ordering::SeqCst);
-    if !(piece || word) || !seen.loses(one_in) {
+    if !seen.loses(one_in) {
         return None;
     }
     let count = if piece {
         &seen.lost_pieces
     } else {
-        &seen.lost_words
+        &seen.lost_others
     };
     count.fetch_add(1, Ordering::SeqCst);
     Some(event["id"].clone())

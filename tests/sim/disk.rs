@@ -73,6 +73,15 @@ impl Disk {
                 self.checkpoints.remove(owner);
                 self.forget(&format!("payload/{key}/input"));
             }
+            Change::CopyAnswer { task, key, call } => {
+                let answer = self.payload(task, "result").unwrap();
+                let name = legiond::domain::engagement::answer_name(*call);
+                self.apply(&Change::Put(Row::Payload {
+                    owner: key.clone(),
+                    name,
+                    bytes: answer,
+                }));
+            }
             Change::Journal { kind, task, body } => {
                 self.journal
                     .push((kind.clone(), task.clone(), body.clone()))

@@ -41,6 +41,7 @@ pub(crate) fn policy(at: usize) -> Policy {
         relays: vec!["ws://relay".into()],
         pools: vec!["legion".into()],
         skills: vec![SkillFacts {
+            hop_budget_mc: 0,
             id: super::world::SKILL.into(),
             unit_price_mc: 1,
             unit_eta_ms: 50,
@@ -72,5 +73,8 @@ pub(crate) fn policy(at: usize) -> Policy {
         payload_bytes_max: 5 << 20,
         attempts_max: 3,
         accept_unverified: [true, true, false],
+        hop_pool: None,
+        delegation_hops_max: 4,
+        delegation_calls_max: 4,
     }
 }

@@ -1,13 +1,13 @@
 //! Labor in the simulation: units that take their time, results, and the requester's recomputation.
 
 use base64::Engine;
-use legiond::domain::engagement::Engagement;
-use legiond::domain::step::{Findings, Input, LaborNews};
+use legiond::domain::engagement::{Call, CallEnd, Engagement, answer_name};
+use legiond::domain::step::{Findings, Input, LaborNews, Wish};
 use legiond::wire::canonical::sha256_hex;
 use legiond::wire::proof::Evidence;
 use serde_json::{Value, json};
 
-use super::world::{CHECKPOINT_UNITS, Cheat, Event, Run, UNIT_MS, World};
+use super::world::{CHECKPOINT_UNITS, Cheat, Event, Run, SKILL, UNIT_MS, World, plan};
 
 fn unit_bytes(input: &Value, unit: u32) -> [u8; 8] {
     let hash = sha256_hex(format!("{input}/{unit}").as_bytes());
@@ -85,6 +85,12 @@ impl World {
             );
             return;
         }
+        if self.wishes(at, &key) {
+            return;
+        }
+        let Some(run) = self.machines[at].runs.get_mut(&key) else {
+            return;
+        };
         if run.done < run.total {
             run.done += 1;
             let owner = key
@@ -140,6 +146,52 @@ impl World {
             profile: "sim".into(),
         };
         self.input(at, Input::Labor { key, news });
+    }
+
+    /// Half-way through, a job whose input says so has somebody else do a part: as often as it says, one after another. A part
+    /// that came to nothing ends it.
+    fn wishes(&mut self, at: usize, key: &str) -> bool {
+        let (Some(work), Some(run)) = (
+            self.node(at).work().get(key),
+            self.machines[at].runs.get(key),
+        ) else {
+            return false;
+        };
+        let wanted = self
+            .node(at)
+            .input(key)
+            .map_or(0, |i| i["hops"].as_u64().unwrap_or(0));
+        let (asked, done, from) = (work.calls.len(), run.done, run.from);
+        let lost = |call: &Call| matches!(call.end, Some(CallEnd::Failed { .. }));
+        let news = if work.calls.iter().any(lost) {
+            LaborNews::Failed {
+                code: "hop_failed".into(),
+                message: String::new(),
+            }
+        } else if asked as u64 >= wanted || done * 2 < run.total || done == run.total {
+            return false;
+        } else {
+            for call in &work.calls {
+                let answer = self.machines[at].disk.payload(key, &answer_name(call.call));
+                assert!(answer.is_some(), "an answer is there when the work goes on");
+            }
+            let input = json!({"units": 10 + asked, "seed": key});
+            LaborNews::Delegated {
+                wish: Box::new(Wish {
+                    call: asked as u32 + 1,
+                    skill: SKILL.into(),
+                    peer: None,
+                    input: plan(&input).map(|plan| (input, Some(plan))),
+                }),
+                units_done: done,
+                bytes: vec![3],
+                executed: done - from,
+            }
+        };
+        self.machines[at].runs.remove(key);
+        let key = key.to_owned();
+        self.input(at, Input::Labor { key, news });
+        true
     }
 
     /// The requester's recomputation, from the truth.

@@ -174,13 +174,20 @@ impl World {
     /// All up, all trusting each other, all ads heard.
     pub(crate) fn friends(seed: u64, nodes: usize) -> Self {
         let mut world = Self::new(seed, nodes);
+        world.befriend();
+        world
+    }
+
+    /// Brings all up, has all trust each other and hear each other's ads.
+    pub(crate) fn befriend(&mut self) {
+        let nodes = self.machines.len();
         for at in 0..nodes {
-            world.start(at);
+            self.start(at);
         }
         for at in 0..nodes {
             for other in (0..nodes).filter(|o| *o != at) {
-                let npub = world.npub(other);
-                world.input(
+                let npub = self.npub(other);
+                self.input(
                     at,
                     Input::Trust {
                         npub,
@@ -189,10 +196,9 @@ impl World {
                     },
                 );
             }
-            world.advertise(at);
+            self.advertise(at);
         }
-        world.run_for(1_000);
-        world
+        self.run_for(1_000);
     }
 
     pub(crate) fn npub(&self, at: usize) -> String {
@@ -591,6 +597,7 @@ impl World {
             binding: policy.binding.clone(),
             relays: policy.relays.clone(),
             skills: vec![AdSkill {
+                hops_mc: 0,
                 id: SKILL.into(),
                 unit_price_mc: 1,
             }],
@@ -730,6 +737,10 @@ impl World {
         deadline_ms: u64,
     ) -> String {
         let ask = ask(units, route, deadline_ms, self.dice.next());
+        self.ask_for(at, ask)
+    }
+
+    pub(crate) fn ask_for(&mut self, at: usize, ask: Ask) -> String {
         self.input(at, Input::Ask(Box::new(ask)));
         match self.machines[at].said.pop() {
             Some(Effect::Asked(Ok(task))) => task,

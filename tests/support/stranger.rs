@@ -483,6 +483,8 @@ impl Stranger {
         let salt = hex::encode([7u8; 32]);
         let units = legiond::labor::skills::plan("simulation", &input).map_or(1, |p| p.units);
         let mut award = Award {
+            hops_mc: 0,
+            via: Vec::new(),
             task: task.to_owned(),
             context: task_id(),
             award_no: 1,
@@ -521,6 +523,7 @@ impl Stranger {
     pub(crate) fn offer(&mut self, task: &str, change: impl FnOnce(&mut Offer)) -> Offer {
         let reply = self.reply_key(task).public_key().to_hex();
         let mut offer = Offer {
+            via: Vec::new(),
             task: task.to_owned(),
             round: 1,
             skill: "simulation".into(),
@@ -546,6 +549,7 @@ impl Stranger {
             binding: self.binding(),
             relays: Vec::new(),
             skills: vec![AdSkill {
+                hops_mc: 0,
                 id: "simulation".into(),
                 unit_price_mc: 1,
             }],
@@ -560,6 +564,7 @@ impl Stranger {
     /// A bid of ours on an offer at 1 mc a unit.
     pub(crate) fn bid(&self, requester: &str, offer: &Offer, change: impl FnOnce(&mut Bid)) -> Bid {
         let mut bid = Bid {
+            hops_mc: 0,
             task: offer.task.clone(),
             requester: requester.to_owned(),
             round: offer.round,
@@ -585,6 +590,7 @@ impl Stranger {
         change: impl FnOnce(&mut Accept),
     ) -> Accept {
         let mut accept = Accept {
+            hops_mc: 0,
             task: award.task.clone(),
             award_no: award.award_no,
             unit_price_mc: award.unit_price_mc.unwrap_or(1),
@@ -623,6 +629,7 @@ impl Stranger {
         };
         let price = award.unit_price_mc.unwrap_or(1);
         let proof = Proof {
+            hops: Vec::new(),
             v: 1,
             task: award.task.clone(),
             award_no: award.award_no,
@@ -720,6 +727,7 @@ impl Stranger {
     /// A message that every node refuses with `task_unknown`, whoever sends it: the end of a series.
     pub(crate) fn fence(&mut self, to: &str) {
         let news = News::Working {
+            waiting: None,
             units_done: 0,
             units_total: 1,
         };

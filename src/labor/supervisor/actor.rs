@@ -10,6 +10,7 @@ use super::child::Worker;
 use super::{Command, StartJob, SupervisorConfig, WorkerEvent};
 use crate::labor::LaborError;
 use crate::labor::frames::{Bytes, PROTOCOL_VERSION, ToNode, ToWorker};
+use crate::labor::skills::Wish;
 
 /// How often memory, silence and deadlines are looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
@@ -183,6 +184,7 @@ impl Actor {
             foreign,
             checkpoint,
             checkpoint_every_units,
+            answers,
         } = job;
         let checkpoint = checkpoint.map(Bytes);
         let message = ToWorker::Start {
@@ -194,6 +196,7 @@ impl Actor {
             foreign,
             checkpoint,
             checkpoint_every_units,
+            answers,
         };
         if let Err(error) = worker.say(&message) {
             let (code, message) = (error.code().to_owned(), error.to_string());
@@ -391,9 +394,10 @@ fn job_of(message: &ToNode) -> (Option<u64>, bool) {
         ToNode::Progress { job, .. }
         | ToNode::Checkpoint { job, .. }
         | ToNode::CheckpointRefused { job, .. } => (Some(*job), false),
-        ToNode::Done { job, .. } | ToNode::Stopped { job, .. } | ToNode::Failed { job, .. } => {
-            (Some(*job), true)
-        }
+        ToNode::Done { job, .. }
+        | ToNode::Stopped { job, .. }
+        | ToNode::Delegate { job, .. }
+        | ToNode::Failed { job, .. } => (Some(*job), true),
     }
 }
 
@@ -447,6 +451,23 @@ fn into_event(message: ToNode) -> WorkerEvent {
         } => WorkerEvent::Stopped {
             job,
             checkpoint: checkpoint.0,
+            units_done,
+            executed_units,
+        },
+        ToNode::Delegate {
+            job,
+            call,
+            skill,
+            input,
+            peer,
+            state,
+            units_done,
+            executed_units,
+        } => WorkerEvent::Delegated {
+            job,
+            call,
+            wish: Wish { skill, input, peer },
+            state: state.0,
             units_done,
             executed_units,
         },

@@ -31,6 +31,7 @@ const RANDOM: &str = "check the system's random source, and try again";
 const PASSPHRASE: &str =
     "pass --no-passphrase, --passphrase-file F or --passphrase-fd N, or run it on a terminal";
 const MODELS: &str = "`legion models` lists this machine's, `legion models add DIR` adds one";
+const CHAIN: &str = "ask whoever is to do the last part directly, with `--peer`";
 const WHY: &str = "`legion why ID` says why, per peer";
 
 const BACKEND: &str = "ask another peer, or this one later: its owner sees the server's side; `legion peers` lists them";
@@ -408,6 +409,24 @@ const RUNNING: &[Row] = &[
 
 /// The end of a task, of a wait, and of a check.
 const ENDS: &[Row] = &[
+    ("delegation_cycle", FAILED, CHAIN),
+    ("delegation_too_deep", FAILED, CHAIN),
+    (
+        "delegation_limit",
+        FAILED,
+        "its owner sets limits.delegation_calls: cut the task in two",
+    ),
+    (
+        "delegation_invalid",
+        FAILED,
+        "its skill is faulty: tell its owner, or ask somebody else",
+    ),
+    ("delegation_lost", FAILED, "run the command again"),
+    (
+        "hop_failed",
+        FAILED,
+        "the text says what the one who was asked in turn had to say",
+    ),
     ("no_provider", NO_PROVIDER, WHY),
     ("deadline_passed", LATE, WHY),
     ("failed", FAILED, WHY),

@@ -45,6 +45,7 @@ impl Leases {
                     foreign: false,
                     checkpoint: None,
                     checkpoint_every_units: 0,
+                    answers: Vec::new(),
                 };
                 if !self.launch(true, own, start, Job::Check(Box::new(order.clone()))) {
                     self.checked(&order, findings);
@@ -87,6 +88,7 @@ impl Leases {
             foreign: false,
             checkpoint: None,
             checkpoint_every_units: 0,
+            answers: Vec::new(),
         };
         if !self.launch(
             true,

@@ -7,8 +7,9 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::Tell;
 use super::rows::{self, Bits, End, Move};
 use crate::domain::Node;
+use crate::domain::job::Phase;
 use crate::domain::peer::Tier;
-use crate::domain::step::{Addressee, Incoming, Input, Refused, Send};
+use crate::domain::step::{Addressee, Change, Incoming, Input, Refused, Row, Send};
 use crate::identity::blob;
 use crate::node::batch::Batch;
 use crate::node::core::Core;
@@ -133,6 +134,19 @@ pub(in crate::node) fn tell(transfers: &UnboundedSender<Tell>, batch: &mut Batch
     }
     for key in std::mem::take(&mut batch.arrived) {
         let _ = transfers.send(Tell::Gone(key));
+    }
+    for change in &batch.changes {
+        let Change::Put(Row::Job(job)) = change else {
+            continue;
+        };
+        let newest = job.awards.iter().map(|award| award.no).max();
+        if let Some(newest) = newest {
+            let before = match job.phase {
+                Phase::Ended => u32::MAX,
+                _ => newest,
+            };
+            let _ = transfers.send(Tell::Over(job.task.clone(), before));
+        }
     }
 }
 
