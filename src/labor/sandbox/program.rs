@@ -20,7 +20,7 @@ pub struct Reach {
 }
 
 impl Reach {
-    /// The reach of `program` with `args`: [`SYSTEM`] folders; of a program `X/bin/prog` the parts of `X` that belong to it, both as
+    /// The reach of `program` with `args`: the system's folders; of a program `X/bin/prog` the parts of `X` that belong to it, both as
     /// it is named and as its links resolve (a virtual environment is such a link); and each file that an argument names by
     /// its absolute path, but not the folder it lies in. A path that would show `hidden` is left out.
     pub fn of(program: &Path, args: &[String], hidden: &Path) -> Self {
