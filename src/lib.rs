@@ -28,6 +28,8 @@
 //! * No foreign byte reaches the domain unverified: [`wire::verify`] is the only door, whatever carried it.
 //! * Nothing happens twice: a message is recorded as seen in the transaction of its effect, and money moves once per
 //!   (task, award, kind).
+//! * A node that was restored from a backup says nothing before it has heard what it has forgotten, and signs nothing under a
+//!   number that it may have used.
 //! * The loop never waits for a peer, and never asks the clock or chance: both are parameters.
 //!
 //! **Where people go wrong:** an `OK` of a relay is not delivery, and a signature is not correctness. A message is delivered

@@ -27,6 +27,8 @@ const ASK_AGAIN_MAX_MS: Ms = 6 * 3_600_000;
 const STALE_MS: Ms = 600_000;
 /// Pages that one peer may ask for in a minute.
 const PAGES_PER_MIN: u32 = 1_200;
+/// Most pages of one peer's answer.
+const PAGES_MAX: u32 = 200_000;
 /// Awards of a task that may have been made and forgotten.
 const AWARDS_FORGOTTEN: u32 = 64;
 
@@ -77,6 +79,9 @@ pub struct Asked {
     pub named: BTreeSet<Named>,
     /// How many awards of its answer had something new.
     pub adopted: u32,
+    /// Pages that it has sent.
+    #[serde(default)]
+    pub pages: u32,
 }
 
 /// What remains of a restoration for good: nothing that this identity signs can meet what it signed before, and forgot.
@@ -374,6 +379,8 @@ impl Node {
         if let Some(asked) = (self.recovery.as_mut()).and_then(|r| r.peers.get_mut(from)) {
             asked.adopted = asked.adopted.saturating_add(adopted);
             asked.tries = 0;
+            asked.pages = asked.pages.saturating_add(1);
+            let endless = asked.pages >= PAGES_MAX;
             if page.cursor == NAMED_ONLY {
                 let named = asked.again.len().min(NAMED_MAX);
                 asked.again.drain(..named);
@@ -384,7 +391,9 @@ impl Node {
             let news: Vec<Named> = news.collect();
             asked.named.extend(news.iter().cloned());
             asked.again.extend(news);
-            if let Some(next) = page.next.as_ref().filter(|next| **next != page.cursor) {
+            if endless {
+                // No honest peer holds so much of one node.
+            } else if let Some(next) = page.next.as_ref().filter(|next| **next != page.cursor) {
                 asked.cursor.clone_from(next);
                 more = true;
             } else if !asked.again.is_empty() {

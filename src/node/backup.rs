@@ -481,7 +481,7 @@ fn keep_of(
 /// Opens the store of a home whose node does not run; the caller holds its lock.
 ///
 /// # Errors
-/// The store's; `store_foreign`.
+/// The store's; `io` where there is none.
 pub fn open_at_rest(home: &Home) -> Result<Store, BackupError> {
     let path = home.store_file();
     if !path.exists() {

@@ -86,7 +86,6 @@ impl Core {
         clock_jump: Duration,
         sealer: Arc<Sealer>,
         again: Mailbox,
-        quiet_until_ms: Arc<AtomicU64>,
     ) -> Result<Self, StoreError> {
         let node = load_node(&policy, &store)?;
         Ok(Self {
@@ -110,7 +109,7 @@ impl Core {
             watch: clock::JumpWatch::new(clock_jump),
             again,
             withheld: Vec::new(),
-            quiet_until_ms,
+            quiet_until_ms: Arc::default(),
             hello_at: Instant::now() + HELLO_EVERY,
         })
     }

@@ -229,7 +229,6 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         conversations,
         pools: pools.clone(),
     });
-    let quiet_until_ms = Arc::new(AtomicU64::new(0));
     let mut core = Core::load(
         policy.clone(),
         store.clone(),
@@ -238,8 +237,8 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         clock_jump,
         sealer.clone(),
         mailbox.clone(),
-        quiet_until_ms.clone(),
     )?;
+    let quiet_until_ms = core.quiet_until_ms.clone();
     let outbox = core.withhold(outbox);
     let (core_ended, core_end) = oneshot::channel();
     std::thread::Builder::new()

@@ -94,13 +94,13 @@ impl Node {
                 self.end_work(now, &key, "paid");
             }
             _ if facts.gone.is_some() => self.end_adopted(now, &key, "failed"),
-            _ if facts.completed.is_some() => self.finish_adopted(
-                now,
-                &key,
-                proof,
-                total_mc,
-                facts.refused.is_some() && !known,
-            ),
+            _ if facts.completed.is_some() => {
+                let refused = facts.refused.is_some() && !known;
+                self.finish_adopted(now, &key, proof, total_mc, refused);
+                if facts.refused.as_deref() == Some("superseded") && log.withdrawn {
+                    self.on_evidence(now, &key, true);
+                }
+            }
             _ if facts.stopped.is_some_and(|units| units > 0)
                 && (known || log.unit_price_mc > 0) =>
             {
