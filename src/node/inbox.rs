@@ -3,14 +3,16 @@
 //! Order is kept: a marker that all inboxes were read to their end reaches the loop only after everything read before it.
 
 mod reach;
+mod recent;
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nostr::{Event, EventId, PublicKey};
 use reach::Reach;
+use recent::Recent;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -32,8 +34,6 @@ use crate::wire::verify::{Inbox, Keyring, Verified, verify_within};
 const CHUNK: usize = 64;
 /// So few events are opened on the reading task itself, at some 0.35 ms each.
 const OPEN_HERE: usize = 2;
-/// Wraps remembered to spare the work of opening a copy.
-const RECENT_WRAPS: usize = 65_536;
 /// Verified bindings remembered.
 const BINDINGS_MAX: usize = 4_096;
 /// Wraps opened per second and pool; what is beyond is announced again by its author.
@@ -336,33 +336,6 @@ fn plan_here(skill: &str, input: &serde_json::Value, models: &Path) -> Result<Pl
     #[cfg(not(feature = "labor"))]
     let _ = models;
     Ok(facts)
-}
-
-/// Copies of a wrap, dropped before they cost a decryption.
-#[derive(Default)]
-struct Recent {
-    ids: HashSet<EventId>,
-    order: VecDeque<EventId>,
-}
-
-impl Recent {
-    fn insert(&mut self, id: EventId) -> bool {
-        if !self.ids.insert(id) {
-            return false;
-        }
-        self.order.push_back(id);
-        if self.order.len() > RECENT_WRAPS
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.ids.remove(&oldest);
-        }
-        true
-    }
-
-    /// Its place in the order stays: at worst an id that comes again is forgotten early.
-    fn remove(&mut self, id: &EventId) {
-        self.ids.remove(id);
-    }
 }
 
 /// Reads the carrier until it ends.
