@@ -207,3 +207,73 @@ fn a_restored_node_says_nothing_but_its_questions() {
         "numbers begin above all that may be forgotten"
     );
 }
+
+#[test]
+fn an_old_award_that_a_relay_still_has_is_not_taken_again() {
+    use legiond::domain::Node;
+    use legiond::domain::peer::Tier;
+    use legiond::wire::log::{AwardLog, Named};
+
+    for accepted in [true, false] {
+        let mut hall = Hall::new(2);
+        let (task, request) = hall.directed(3);
+        let Body::Request(award) = request.clone() else {
+            panic!("{request:?}")
+        };
+        let mut entries = vec![award.entry.clone()];
+        if accepted {
+            let step = hall.hand(0, 1, request.clone());
+            let accept = super::pair::one(&step);
+            entries.extend(accept.entry().cloned());
+        }
+        // The executor is lost, and restored from a time before it knew the task.
+        hall.nodes[1] = Node::new(hall.policies[1].clone());
+        hall.trust(1, 0, Tier::Trusted);
+        hall.meet(1, 0);
+        let restored_ms = hall.now;
+        hall.nodes[1].recall(Row::Lineage(Lineage::restored(hall.now, Vec::new())));
+        hall.nodes[1].recall(Row::Recovery(Box::new(Recovery {
+            since_ms: hall.now,
+            restored_ms,
+            open: true,
+            ..Recovery::default()
+        })));
+        hall.give(1, Input::Started);
+        hall.give(1, Input::CaughtUp { online: true });
+        let log = AwardLog {
+            award: Named {
+                requester: hall.npub(0),
+                task: task.clone(),
+                award_no: 1,
+            },
+            entries,
+            terms: None,
+            proof: None,
+            open: true,
+            withdrawn: false,
+            settle_by_ms: award.settle_by_ms,
+            unit_price_mc: 0,
+        };
+        let page = LogEntries {
+            restored_ms,
+            cursor: String::new(),
+            awards: vec![log],
+            next: None,
+            binding: hall.policies[0].binding.clone(),
+        };
+        let step = hall.hand(0, 1, Body::Entries(Box::new(page)));
+        assert_eq!(journaled(&step, "recovered"), 1);
+        let said = letters(&step);
+        let given_back = |body: &Body| match body {
+            Body::Decline(decline) => decline.code == LOST && decline.award_no == 1,
+            Body::Update(_) => accepted,
+            _ => false,
+        };
+        assert!(said.len() == 1 && given_back(&said[0].1), "{said:?}");
+        assert!(said[0].1.entry().unwrap().seq > 1_000_000);
+        hall.give(1, Input::CaughtUp { online: true });
+        let step = hall.hand(0, 1, request);
+        assert_eq!(dropped(&step), ["award_superseded"], "{accepted}");
+        assert!(letters(&step).is_empty());
+    }
+}
