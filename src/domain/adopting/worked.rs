@@ -3,6 +3,7 @@
 use super::Facts;
 use crate::domain::Node;
 use crate::domain::engagement::{self, Engagement, Stage, StopWhy};
+use crate::domain::judging::blank_evidence;
 use crate::domain::ledger::{Event, State as Money};
 use crate::domain::mark::DECLINED_MS;
 use crate::domain::recovering::LOST;
@@ -101,8 +102,8 @@ impl Node {
             _ if facts.completed.is_some() => {
                 let refused = facts.refused.is_some() && !known;
                 self.finish_adopted(now, &key, proof, total_mc, refused);
-                if facts.refused.as_deref() == Some("superseded") && log.withdrawn {
-                    self.on_evidence(now, &key, true);
+                if let Some(why) = facts.refused.as_ref().filter(|_| known) {
+                    self.weigh_again(now, &key, log, why);
                 }
             }
             _ if facts.stopped.is_some_and(|units| units > 0)
@@ -137,6 +138,19 @@ impl Node {
             }
             _ => {}
         }
+    }
+
+    /// A refusal that may have been judged before the home was lost: its evidence is judged anew, where the peer still has it.
+    fn weigh_again(&mut self, now: Ms, key: &str, log: &AwardLog, (code, hash): &(String, String)) {
+        let key = key.to_owned();
+        let evidence = log.evidence.clone().unwrap_or_else(|| blank_evidence(code));
+        if evidence.code != *code || evidence.hash().ok().as_ref() != Some(hash) {
+            return;
+        }
+        if let Some(work) = self.work.get_mut(&key) {
+            work.withdrawn |= log.withdrawn;
+        }
+        self.weigh(now, &key, &evidence);
     }
 
     /// The proof that the peer keeps, if it is ours and the one that we signed for.
