@@ -193,7 +193,10 @@ impl Node {
                 self.owner = OwnerState { order, ..owner };
             }
             Row::Mark(mark) => self.marks.recall(mark),
-            Row::Recovery(recovery) => self.recovery = Some(*recovery),
+            Row::Recovery(recovery) => {
+                self.recovery = Some(*recovery);
+                self.rewake_all();
+            }
             Row::Lineage(lineage) => self.lineage = lineage,
             Row::Instances(instances) => self.instances = instances,
             Row::Key {

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use serde_json::Value;
 
 use super::error::CliError;
-#[cfg(feature = "relay")]
 use crate::config::Home;
+#[cfg(feature = "relay")]
 use crate::relay::{RelayConfig, RelayLimits};
 
 /// The skills this program was built with: objects with `id`, `name`, `description`, `tags`, `input_schema`, `output_schema`,

@@ -36,8 +36,8 @@ struct Facts {
     canceled: bool,
     /// By the requester: cost, hash of the proof, quality.
     paid: Option<(u64, String, Option<u32>)>,
-    /// By the requester: why.
-    refused: Option<String>,
+    /// By the requester: why, and the hash of its evidence.
+    refused: Option<(String, String)>,
 }
 
 impl Facts {
@@ -63,9 +63,15 @@ impl Facts {
                 },
                 true,
             ) if *award_no == no => self.paid = Some((*cost_mc, proof.clone(), *quality_bp)),
-            (Act::Refused { award_no, code, .. }, true) if *award_no == no => {
-                self.refused = Some(code.clone());
-            }
+            (
+                Act::Refused {
+                    award_no,
+                    code,
+                    evidence,
+                    ..
+                },
+                true,
+            ) if *award_no == no => self.refused = Some((code.clone(), evidence.clone())),
             (Act::Accepted { award_no, total_mc }, false) if *award_no == no => {
                 self.accepted = Some((at_ms, *total_mc));
             }

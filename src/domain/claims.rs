@@ -7,6 +7,7 @@ use super::ledger::{Event, Side, State as Money};
 use super::step::{Change, Effect, EngagementKey, Ms, Refused, Row};
 use crate::wire::entry::Act;
 use crate::wire::message::{Receipt, Refusal};
+use crate::wire::proof::Evidence;
 
 impl Node {
     /// The requester pays.
@@ -124,6 +125,19 @@ impl Node {
                 "the signed entry states something else",
             ));
         }
+        self.admit_work_entry(now, &key, &refusal.entry)?;
+        self.weigh(now, &key, &refusal.evidence);
+        Ok(())
+    }
+
+    /// Whether a signed refusal's evidence holds: by what is counted here, or by what a worker computes anew.
+    pub(super) fn weigh(&mut self, now: Ms, key: &EngagementKey, evidence: &Evidence) {
+        let Some(work) = self.work.get(key) else {
+            return;
+        };
+        let Some(proof) = &work.proof else {
+            return;
+        };
         let late = proof.finished_ms > work.result_by_ms;
         let promised = !matches!(work.verification.as_str(), "none" | "schema");
         let due = due_mc(work.units, work.unit_price_mc, work.total_mc, &proof);
@@ -132,25 +146,23 @@ impl Node {
             || too_much
             || proof.units != work.units
             || proof.unit_price_mc != work.unit_price_mc;
-        self.admit_work_entry(now, &key, &refusal.entry)?;
-        match refusal.evidence.code.as_str() {
-            "superseded" => self.on_superseded(now, &key),
+        match evidence.code.as_str() {
+            "superseded" => self.on_superseded(now, key),
             // Whoever promised to verify cannot refuse because nothing was verified.
-            "unverified" => self.on_evidence(now, &key, !promised),
-            "result_late" => self.on_evidence(now, &key, late),
-            "cost_mismatch" => self.on_evidence(now, &key, miscounted),
+            "unverified" => self.on_evidence(now, key, !promised),
+            "result_late" => self.on_evidence(now, key, late),
+            "cost_mismatch" => self.on_evidence(now, key, miscounted),
             _ => {
-                if let Some(work) = self.work.get_mut(&key) {
-                    work.evidence = Some(refusal.evidence.clone());
+                if let Some(work) = self.work.get_mut(key) {
+                    work.evidence = Some(evidence.clone());
                     self.dirty.work.insert(key.clone());
                 }
                 self.out.effects.push(Effect::CheckEvidence {
-                    key,
-                    evidence: refusal.evidence.clone(),
+                    key: key.clone(),
+                    evidence: evidence.clone(),
                 });
             }
         }
-        Ok(())
     }
 
     /// The requester says that another result was taken. That is believed of an award that it has withdrawn; the withdrawal

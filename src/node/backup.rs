@@ -401,7 +401,9 @@ fn mark(
     }
     count = count.saturating_sub(files.len() as u64 + 1);
     drop(view);
-    let mut lineage = Lineage::restored(now_ms, identity.proof_keys());
+    // A machine that was set up anew may not know the time yet.
+    let at_ms = now_ms.max(manifest.at_ms.saturating_add(60_000));
+    let mut lineage = Lineage::restored(at_ms, identity.proof_keys());
     if let Some(before) = before {
         let next = before.numbers_above.saturating_add(256);
         lineage.numbers_above = lineage.numbers_above.max(next);
@@ -476,6 +478,14 @@ fn keep_of(
         true => txn.delete(Table::Outbox, &seq.to_be_bytes()).map(drop),
         false => txn.put(Table::Outbox, &seq.to_be_bytes(), &kept),
     }
+}
+
+/// Whether this store is a backup that was put into a home by hand: it would act as if nothing had been signed since.
+///
+/// # Errors
+/// The store's.
+pub fn is_unrestored(store: &Store) -> Result<bool, StoreError> {
+    store.view()?.contains(Table::Meta, MANIFEST)
 }
 
 /// Opens the store of a home whose node does not run; the caller holds its lock.

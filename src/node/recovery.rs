@@ -350,6 +350,7 @@ impl Reader<'_> {
             entries,
             terms: work.agreed.as_deref().cloned(),
             proof: work.proof.clone(),
+            evidence: None,
             open: work.is_live(),
             withdrawn: work.withdrawn,
             settle_by_ms: work.settle_by_ms,
@@ -378,6 +379,8 @@ impl Reader<'_> {
             let checked = proof.is_some_and(|o| o.findings.is_none());
             let waits = matches!(award.state, AwardState::Sent | AwardState::Accepted)
                 && (job.phase != Phase::Ended || award.money == Money::Locked);
+            let findings = proof.and_then(|o| o.findings.as_ref());
+            let fault = findings.and_then(|f| f.fault.clone());
             let log = AwardLog {
                 award: Named {
                     requester: self.me.to_owned(),
@@ -387,6 +390,7 @@ impl Reader<'_> {
                 entries: entries.iter().filter(concerns).cloned().collect(),
                 terms: None,
                 proof: proof.map(|o| o.proof.clone()),
+                evidence: fault,
                 open: waits || checked,
                 withdrawn: award.state == AwardState::Superseded,
                 settle_by_ms: award.settle_by_ms,

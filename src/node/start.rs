@@ -92,6 +92,11 @@ pub enum NodeError {
         /// Whose it is.
         npub: String,
     },
+    /// The store is a backup as it was written.
+    #[error(
+        "store.redb is a backup that was not restored; move it out of the home and run `legion restore` on it"
+    )]
+    Unrestored,
     /// The operating system.
     #[error("the system refuses: {0}; check limits and the program's path")]
     System(#[from] std::io::Error),
@@ -108,6 +113,7 @@ impl NodeError {
             Self::Identity(e) => e.code(),
             Self::Binding(e) => e.code(),
             Self::StoreForeign { .. } => "store_foreign",
+            Self::Unrestored => "backup_unrestored",
             Self::System(_) => "system_refused",
         }
     }
@@ -149,6 +155,9 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         tokio::spawn(async move { survey(&program, &sandbox, &folder).await })
     });
     let store = Arc::new(Store::open(home.store_file(), store_options())?);
+    if super::backup::is_unrestored(&store)? {
+        return Err(NodeError::Unrestored);
+    }
     let whose = rows::claim(&store, &identity.public().npub)?;
     if whose != identity.public().npub {
         return Err(NodeError::StoreForeign { npub: whose });

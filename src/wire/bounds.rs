@@ -175,6 +175,7 @@ fn award_is_sane(award: &log::AwardLog) -> bool {
         && (award.entries.iter()).all(|e| entry_is_sane(e) && about(e))
         && terms
         && award.proof.as_ref().is_none_or(proof_is_sane)
+        && award.evidence.as_ref().is_none_or(evidence_is_sane)
 }
 
 fn entry_is_sane(entry: &Entry) -> bool {

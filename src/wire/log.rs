@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::binding::Binding;
 use super::entry::Entry;
 use super::market::Terms;
-use super::proof::Proof;
+use super::proof::{Evidence, Proof};
 
 /// Most awards that one `log/since` names: what is told of them fits into one page.
 pub const NAMED_MAX: usize = 3;
@@ -76,6 +76,9 @@ pub struct AwardLog {
     /// The executor's proof, once there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<Proof>,
+    /// Why the requester refused the result, if it still knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<Evidence>,
     /// Whether it is still open for whoever answers: worked on, waited for, or unsettled.
     pub open: bool,
     /// Whether the requester has withdrawn it.

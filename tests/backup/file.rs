@@ -140,6 +140,9 @@ fn a_restoration_goes_where_nothing_is_lost_by_it() {
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
     assert_eq!(node.ok(&["id"])["npub"], json!(node.npub));
+    // A backup is a store, but it must not be used as one: nothing would tell it that it is old.
+    std::fs::copy(&full, node.home.join("store.redb")).unwrap();
+    assert_eq!(node.fails(2, &["up"])["error"]["code"], "backup_unrestored");
 }
 
 #[test]

@@ -110,6 +110,7 @@ fn log(requester: &str, task: &str, entries: Vec<Entry>) -> AwardLog {
         entries,
         terms: None,
         proof: None,
+        evidence: None,
         open: true,
         withdrawn: false,
         settle_by_ms: now_ms() + 600_000,

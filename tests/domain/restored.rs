@@ -207,3 +207,137 @@ fn a_restored_node_says_nothing_but_its_questions() {
         "numbers begin above all that may be forgotten"
     );
 }
+
+#[test]
+fn an_old_award_that_a_relay_still_has_is_not_taken_again() {
+    use legiond::domain::Node;
+    use legiond::domain::peer::Tier;
+    use legiond::wire::log::{AwardLog, Named};
+
+    for accepted in [true, false] {
+        let mut hall = Hall::new(2);
+        let (task, request) = hall.directed(3);
+        let Body::Request(award) = request.clone() else {
+            panic!("{request:?}")
+        };
+        let mut entries = vec![award.entry.clone()];
+        if accepted {
+            let step = hall.hand(0, 1, request.clone());
+            let accept = super::pair::one(&step);
+            entries.extend(accept.entry().cloned());
+        }
+        // The executor is lost, and restored from a time before it knew the task.
+        hall.nodes[1] = Node::new(hall.policies[1].clone());
+        hall.trust(1, 0, Tier::Trusted);
+        hall.meet(1, 0);
+        let restored_ms = hall.now;
+        hall.nodes[1].recall(Row::Lineage(Lineage::restored(hall.now, Vec::new())));
+        hall.nodes[1].recall(Row::Recovery(Box::new(Recovery {
+            since_ms: hall.now,
+            restored_ms,
+            open: true,
+            ..Recovery::default()
+        })));
+        hall.give(1, Input::Started);
+        hall.give(1, Input::CaughtUp { online: true });
+        let log = AwardLog {
+            award: Named {
+                requester: hall.npub(0),
+                task: task.clone(),
+                award_no: 1,
+            },
+            entries,
+            terms: None,
+            proof: None,
+            evidence: None,
+            open: true,
+            withdrawn: false,
+            settle_by_ms: award.settle_by_ms,
+            unit_price_mc: 0,
+        };
+        let page = LogEntries {
+            restored_ms,
+            cursor: String::new(),
+            awards: vec![log],
+            next: None,
+            binding: hall.policies[0].binding.clone(),
+        };
+        let step = hall.hand(0, 1, Body::Entries(Box::new(page)));
+        assert_eq!(journaled(&step, "recovered"), 1);
+        let said = letters(&step);
+        let given_back = |body: &Body| match body {
+            Body::Decline(decline) => decline.code == LOST && decline.award_no == 1,
+            Body::Update(_) => accepted,
+            _ => false,
+        };
+        assert!(said.len() == 1 && given_back(&said[0].1), "{said:?}");
+        assert!(said[0].1.entry().unwrap().seq > 1_000_000);
+        hall.give(1, Input::CaughtUp { online: true });
+        let step = hall.hand(0, 1, request);
+        assert_eq!(dropped(&step), ["award_superseded"], "{accepted}");
+        assert!(letters(&step).is_empty());
+    }
+}
+
+#[test]
+fn a_refusal_is_judged_anew_by_its_evidence() {
+    use legiond::wire::entry::Act;
+    use legiond::wire::log::{AwardLog, Named};
+
+    for known in [true, false] {
+        let mut hall = Hall::new(2);
+        let (task, refusal) = hall.judged(3, Some(super::pair::fault("unit_mismatch")));
+        let Body::Refusal(refusal) = refusal else {
+            panic!("{refusal:?}")
+        };
+        let key = format!("{}/{task}/1", hall.npub(0));
+        let work = hall.nodes[1].work()[&key].clone();
+        let completed = hall.job(0, &task).outcome.clone().unwrap().proof;
+        assert!(matches!(refusal.entry.what, Act::Refused { .. }));
+        // The executor's backup holds the finished work; what it heard of the refusal is lost.
+        hall.nodes[1].recall(Row::Recovery(Box::new(Recovery {
+            since_ms: hall.now,
+            restored_ms: hall.now,
+            open: true,
+            ..Recovery::default()
+        })));
+        hall.give(1, Input::Started);
+        let mut entry = refusal.entry.clone();
+        entry.seq = 1;
+        let mut done = entry.clone();
+        (done.author, done.key) = (hall.npub(1), hall.policies[1].key.clone());
+        (done.seq, done.what) = (
+            900,
+            Act::Completed {
+                award_no: 1,
+                proof: completed.hash().unwrap(),
+            },
+        );
+        entry.seq = refusal.entry.seq;
+        let log = AwardLog {
+            award: Named {
+                requester: hall.npub(0),
+                task: task.clone(),
+                award_no: 1,
+            },
+            entries: vec![done, entry],
+            terms: None,
+            proof: None,
+            evidence: known.then(|| refusal.evidence.clone()),
+            open: false,
+            withdrawn: false,
+            settle_by_ms: work.settle_by_ms,
+            unit_price_mc: 1,
+        };
+        let page = LogEntries {
+            restored_ms: hall.now,
+            cursor: String::new(),
+            awards: vec![log],
+            next: None,
+            binding: hall.policies[0].binding.clone(),
+        };
+        let step = hall.hand(0, 1, Body::Entries(Box::new(page)));
+        let judged = |e: &Effect| matches!(e, Effect::CheckEvidence { .. });
+        assert_eq!(step.effects.iter().any(judged), known, "{step:?}");
+    }
+}

@@ -82,7 +82,7 @@ impl Node {
             self.lock_forgotten(now, task, no);
             self.move_award_money(now, task, no, Event::Receipt, *cost_mc);
             self.end_paid(now, task, no, *cost_mc, (proof.is_empty(), *quality_bp));
-        } else if let Some(code) = &facts.refused {
+        } else if let Some((code, _)) = &facts.refused {
             self.give_up_award(now, task, no, Event::Refusal);
             if let Some(job) = self.jobs.get_mut(task) {
                 let reason = Reason::new(code, "the result was refused before the restoration");

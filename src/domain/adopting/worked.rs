@@ -3,7 +3,9 @@
 use super::Facts;
 use crate::domain::Node;
 use crate::domain::engagement::{self, Engagement, Stage, StopWhy};
+use crate::domain::judging::blank_evidence;
 use crate::domain::ledger::{Event, State as Money};
+use crate::domain::mark::DECLINED_MS;
 use crate::domain::recovering::LOST;
 use crate::domain::step::{Ms, Refused};
 use crate::wire::entry::Act;
@@ -32,10 +34,13 @@ impl Node {
                 .awarded
                 .as_ref()
                 .filter(|(_, who, _)| *who == self.policy.me);
-            if ours.is_none() || facts.gone.is_some() || !log.open {
+            if ours.is_none_or(|(at_ms, ..)| self.was_backed_up(*at_ms)) {
                 return Ok(false);
             }
-            self.decline_forgotten(now, from, log, facts, until);
+            if facts.gone.is_none() && log.open {
+                self.decline_forgotten(now, from, log, facts);
+            }
+            self.remember_declined(now, from, log, facts, until);
             return Ok(true);
         }
         if !known
@@ -97,8 +102,8 @@ impl Node {
             _ if facts.completed.is_some() => {
                 let refused = facts.refused.is_some() && !known;
                 self.finish_adopted(now, &key, proof, total_mc, refused);
-                if facts.refused.as_deref() == Some("superseded") && log.withdrawn {
-                    self.on_evidence(now, &key, true);
+                if let Some(why) = facts.refused.as_ref().filter(|_| known) {
+                    self.weigh_again(now, &key, log, why);
                 }
             }
             _ if facts.stopped.is_some_and(|units| units > 0)
@@ -133,6 +138,19 @@ impl Node {
             }
             _ => {}
         }
+    }
+
+    /// A refusal that may have been judged before the home was lost: its evidence is judged anew, where the peer still has it.
+    fn weigh_again(&mut self, now: Ms, key: &str, log: &AwardLog, (code, hash): &(String, String)) {
+        let key = key.to_owned();
+        let evidence = log.evidence.clone().unwrap_or_else(|| blank_evidence(code));
+        if evidence.code != *code || evidence.hash().ok().as_ref() != Some(hash) {
+            return;
+        }
+        if let Some(work) = self.work.get_mut(&key) {
+            work.withdrawn |= log.withdrawn;
+        }
+        self.weigh(now, &key, &evidence);
     }
 
     /// The proof that the peer keeps, if it is ours and the one that we signed for.
@@ -246,7 +264,8 @@ impl Node {
     }
 
     /// The peer waits for an answer to an award that this node has never heard of, or has forgotten.
-    fn decline_forgotten(&mut self, now: Ms, from: &str, log: &AwardLog, facts: &Facts, until: Ms) {
+    fn decline_forgotten(&mut self, now: Ms, from: &str, log: &AwardLog, facts: &Facts) {
+        let until = now.saturating_add(DECLINED_MS);
         let (task, no) = (log.award.task.clone(), log.award.award_no);
         let owner = format!("{from}/{task}");
         let mut heads = self.mark(&owner, until).heads.clone();
@@ -269,6 +288,18 @@ impl Node {
             entry: Some(entry),
             binding: Some(self.policy.binding.clone()),
         };
+        let until = now.saturating_add(self.policy.message_ttl_ms);
         self.send_peer(from, Body::Decline(Box::new(decline)), until);
+    }
+
+    /// An award that was declined, or withdrawn before it was accepted: a relay may still have it, and it must not be taken now.
+    fn remember_declined(&mut self, now: Ms, from: &str, log: &AwardLog, facts: &Facts, until: Ms) {
+        let mut work = self.forgotten_work(from, log, facts, until);
+        work.stage = Stage::Ended;
+        work.stop = None;
+        work.end = Some("declined".to_owned());
+        work.ended_ms = now;
+        self.dirty.work.insert(work.key.clone());
+        self.work.insert(work.key.clone(), work);
     }
 }

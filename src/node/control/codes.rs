@@ -346,6 +346,11 @@ const BACKUPS: &[Row] = &[
     ),
     ("backup_foreign", FAULTY, "use another --home"),
     (
+        "backup_unrestored",
+        FAULTY,
+        "move it out of the home and run `legion restore` on it",
+    ),
+    (
         "backup_keyless",
         FAULTY,
         "make the keys first with `legion init --mnemonic-file F`, then restore",
