@@ -1,5 +1,6 @@
 //! Real processes for tests: relays and nodes started from the very binary, temporary homes, nothing left behind.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -98,6 +99,17 @@ fn first_line(child: &mut Child) -> String {
     BufReader::new(child.stdout.take().unwrap())
         .read_line(&mut line)
         .unwrap();
+    line
+}
+
+/// The first line of a node; what it says after that, which is why it ends, goes to `log`.
+fn ready_line(child: &mut Child, mut log: File) -> String {
+    let mut said = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut said, &mut log);
+    });
     line
 }
 
@@ -228,10 +240,10 @@ impl Node {
             .args(args)
             .envs(self.env.iter().cloned())
             .stdout(Stdio::piped())
-            .stderr(log)
+            .stderr(log.try_clone().unwrap())
             .spawn()
             .unwrap();
-        let line = first_line(&mut child);
+        let line = ready_line(&mut child, log);
         if !line.contains("\"ready\":true") {
             child.wait().unwrap();
         } else {
@@ -304,6 +316,23 @@ impl Node {
         let file = self.home.with_extension("clock");
         std::fs::write(&file, (ahead_s * 1000).to_string()).unwrap();
         self.env("LEGION_CLOCK_FILE", file.to_str().unwrap());
+    }
+
+    /// Whether the process runs, or how it ended; for people.
+    fn fate(&self) -> String {
+        use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+        let Some(child) = &self.child else {
+            return "none".to_owned();
+        };
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        match waitid(WaitId::Pid(Pid::from_child(child)), look) {
+            Ok(None) => format!("{} runs", child.id()),
+            Ok(Some(ended)) => {
+                let (code, signal) = (ended.exit_status(), ended.terminating_signal());
+                format!("{} ended, status {code:?}, signal {signal:?}", child.id())
+            }
+            Err(error) => format!("{}: {error}", child.id()),
+        }
     }
 
     /// Process id.
@@ -561,6 +590,7 @@ impl Drop for Shown<'_> {
                     eprintln!("{what}: {}", String::from_utf8_lossy(&shown.stdout));
                 }
                 eprintln!("stderr: {}", node.stderr());
+                eprintln!("process: {}", node.fate());
             }
         }
     }
