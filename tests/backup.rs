@@ -447,13 +447,13 @@ fn a_restoration_that_is_killed_goes_on_where_it_was() {
         if !own {
             pair.worker.kill();
             pair.worker.env("LEGION_CRASH_AT", point);
-            pair.worker.up();
+            pair.worker.try_up();
         }
         lose(&mut pair.asker, &file);
         if own {
             pair.asker.env("LEGION_CRASH_AT", point);
         }
-        pair.asker.up();
+        pair.asker.try_up();
         let victim = if own {
             &mut pair.asker
         } else {

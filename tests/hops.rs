@@ -231,7 +231,7 @@ fn b_is_killed_at(points: &[&str], kinds: &[&str]) {
             let at = format!("{point}:{kind}");
             trio.b.kill();
             trio.b.env("LEGION_CRASH_AT", &at);
-            trio.b.up();
+            trio.b.try_up();
             let task = trio.ask(&relayed("simulation", option(20_000)), &[]);
             until(&format!("the end at {at}"), || trio.b.ended().then_some(()));
             trio.b.env_remove("LEGION_CRASH_AT");
