@@ -1,5 +1,5 @@
 //! A node that was restored from a backup: what it must not do before it has heard what it signed since, whom it asks for that,
-//! and when it goes on. What it believes of an answer is decided in [`super::adopting`].
+//! and when it goes on. What it believes of an answer is decided in `adopting`.
 //!
 //! Until every counterparty has answered nothing is sent, taken or asked but the questions themselves, and nobody else's
 //! messages are taken: relays and senders keep them. Then the node goes on; an account whose peer has not answered stays

@@ -1,8 +1,6 @@
 //! The skill `echo`, for tests of large payloads: the text comes back with its letters in reverse. It is there in builds that
 //! have crash points, and offered only where `LEGION_ECHO` is set: nobody lends it by accident.
 
-use std::sync::Arc;
-
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -69,7 +67,7 @@ impl Skill for Echo {
     fn runner(
         &self,
         input: &Value,
-        _cores: Arc<super::cores::Cores>,
+        _cores: std::sync::Arc<super::cores::Cores>,
         _shelf: &super::embedding::Shelf,
     ) -> Result<Box<dyn super::UnitRunner>, SkillError> {
         Ok(Box::new(Runner(digest(input)?)))

@@ -193,7 +193,7 @@ impl Client {
             }),
             Err(error) => {
                 connection.abort();
-                Err(if error.is_parse() || error.is_parse_too_large() {
+                Err(if error.is_parse() {
                     garbage("does not speak HTTP/1.1")
                 } else {
                     unreachable("closed the connection")
