@@ -240,6 +240,8 @@ impl Deliverer {
                 // The node is ending, or its thread was lost: the row stays and is tried again.
                 None => continue,
             };
+            // Sealing itself may be done before the commit is.
+            crash::point("sealed", &[]);
             let mut to = self.relays.clone();
             to.extend(sealed.relays.iter().cloned());
             to.sort();

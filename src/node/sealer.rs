@@ -8,9 +8,9 @@ use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use super::clock;
 use super::pools::{Pools, Reader};
 use super::rows::Parcel;
-use super::{clock, crash};
 use crate::carrier::Outgoing;
 use crate::domain::step::{Addressee, Send};
 use crate::identity::Identity;
@@ -118,7 +118,6 @@ impl Sealer {
         let event = envelope
             .close(&self.conversations, self.identity.nostr(), now_s)
             .map_err(|e| e.to_string())?;
-        crash::point("sealed", &[]);
         Ok(Sealed {
             rumor: envelope.rumor_id(),
             recipient,
