@@ -341,3 +341,68 @@ fn a_refusal_is_judged_anew_by_its_evidence() {
         assert_eq!(step.effects.iter().any(judged), known, "{step:?}");
     }
 }
+
+/// The requester forgot; the executor says that it was stopped, which nobody asked it to: nothing is owed for that.
+#[test]
+fn a_stop_that_nobody_asked_for_is_not_paid_after_a_restoration() {
+    use legiond::domain::Node;
+    use legiond::domain::peer::Tier;
+    use legiond::wire::entry::Act;
+    use legiond::wire::log::{AwardLog, Named};
+
+    for known in [true, false] {
+        let mut hall = Hall::with(2, |_, policy| policy.on_cancel = "units".into());
+        let (task, request) = hall.directed(5);
+        let Body::Request(award) = request.clone() else {
+            panic!("{request:?}")
+        };
+        let accept = super::pair::one(&hall.hand(0, 1, request));
+        hall.hand(1, 0, accept.clone());
+        if !known {
+            hall.nodes[0] = Node::new(hall.policies[0].clone());
+            hall.trust(0, 1, Tier::Trusted);
+            hall.meet(0, 1);
+        }
+        restored(&mut hall);
+        let accepted = accept.entry().unwrap().clone();
+        let mut stopped = accepted.clone();
+        (stopped.seq, stopped.what) = (
+            900,
+            Act::Stopped {
+                award_no: 1,
+                useful_units: 5,
+            },
+        );
+        let mut terms = award.terms();
+        terms.unit_price_mc = award.unit_price_mc;
+        let log = AwardLog {
+            award: Named {
+                requester: hall.npub(0),
+                task: task.clone(),
+                award_no: 1,
+            },
+            entries: vec![award.entry.clone(), accepted, stopped],
+            terms: Some(terms),
+            proof: None,
+            evidence: None,
+            open: true,
+            withdrawn: false,
+            settle_by_ms: award.settle_by_ms,
+            unit_price_mc: 1,
+        };
+        let page = LogEntries {
+            restored_ms: hall.now,
+            cursor: String::new(),
+            awards: vec![log],
+            next: None,
+            binding: hall.policies[1].binding.clone(),
+        };
+        let step = hall.hand(1, 0, Body::Entries(Box::new(page)));
+        assert_eq!(journaled(&step, "adopted"), 1, "{step:?}");
+        let paid = |body: &Body| matches!(body, Body::Receipt(_));
+        assert!(!letters(&step).iter().any(|(_, b)| paid(b)), "{known}");
+        let account = hall.nodes[0].ledger().account(&hall.npub(1));
+        assert_eq!(account.posted_mc, 0, "known: {known}");
+        assert!(hall.nodes[0].ledger().locks().next().is_none(), "{known}");
+    }
+}
