@@ -406,3 +406,34 @@ fn a_stop_that_nobody_asked_for_is_not_paid_after_a_restoration() {
         assert!(hall.nodes[0].ledger().locks().next().is_none(), "{known}");
     }
 }
+
+/// Whoever is owed a result once more gets it once more, and not as often as it asks.
+#[test]
+fn a_result_is_not_sent_as_often_as_it_is_asked_for() {
+    use legiond::wire::log::{LogSince, NAMED_ONLY, Named};
+
+    let mut hall = Hall::new(2);
+    let (task, _) = hall.done(3);
+    let ask = |hall: &mut Hall| {
+        let since = LogSince {
+            since_ms: hall.now,
+            restored_ms: hall.now,
+            cursor: NAMED_ONLY.to_owned(),
+            again: vec![Named {
+                requester: hall.npub(0),
+                task: task.clone(),
+                award_no: 1,
+            }],
+            binding: hall.policies[0].binding.clone(),
+        };
+        let step = hall.hand(0, 1, Body::Since(Box::new(since)));
+        let again = |e: &&Effect| matches!(e, Effect::ResultAgain(_));
+        step.effects.iter().filter(again).count()
+    };
+    let sent: usize = (0..50).map(|_| ask(&mut hall)).sum();
+    assert_eq!(sent, 1);
+    hall.now += 3_600_000;
+    assert_eq!(ask(&mut hall), 1, "a second restoration asks anew");
+    hall.now += 60_000;
+    assert_eq!(ask(&mut hall), 0);
+}
