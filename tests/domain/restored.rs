@@ -437,3 +437,64 @@ fn a_result_is_not_sent_as_often_as_it_is_asked_for() {
     hall.now += 60_000;
     assert_eq!(ask(&mut hall), 0);
 }
+
+/// A counterparty may name any number of awards that were never made: what is remembered of them has an end.
+#[test]
+fn awards_that_nobody_took_do_not_fill_a_restored_node() {
+    use legiond::wire::entry::Act;
+    use legiond::wire::log::{AwardLog, Named};
+
+    let mut hall = Hall::new(2);
+    let (_, request) = hall.directed(3);
+    let Body::Request(award) = request else {
+        panic!("{request:?}")
+    };
+    // Node 0 is restored; node 1 invents awards of its own to it.
+    restored(&mut hall);
+    let restored_ms = hall.now;
+    let (mut kept, mut cursor) = (0usize, String::new());
+    for page in 0..320u32 {
+        let awards = (0..64).map(|at| {
+            let task = format!("{:032x}", page * 64 + at + 1);
+            let mut entry = award.entry.clone();
+            (entry.author, entry.key) = (hall.npub(1), hall.policies[1].key.clone());
+            (entry.requester, entry.task) = (hall.npub(1), task.clone());
+            entry.what = Act::Awarded {
+                award_no: 1,
+                executor: hall.npub(0),
+                terms: "0".repeat(64),
+            };
+            AwardLog {
+                award: Named {
+                    requester: hall.npub(1),
+                    task,
+                    award_no: 1,
+                },
+                entries: vec![entry],
+                terms: None,
+                proof: None,
+                evidence: None,
+                open: false,
+                withdrawn: false,
+                settle_by_ms: award.settle_by_ms,
+                unit_price_mc: 0,
+            }
+        });
+        let next = format!("l:{page:04}:0");
+        let page = LogEntries {
+            restored_ms,
+            cursor: cursor.clone(),
+            awards: awards.collect(),
+            next: Some(next.clone()),
+            binding: hall.policies[1].binding.clone(),
+        };
+        let step = hall.hand(1, 0, Body::Entries(Box::new(page)));
+        cursor = next;
+        let row = |c: &&legiond::domain::step::Change| {
+            matches!(c, legiond::domain::step::Change::Put(Row::Engagement(_)))
+        };
+        kept += step.changes.iter().filter(row).count();
+    }
+    assert!(kept > 1_000, "they are remembered: {kept}");
+    assert!(kept < 17_000, "{kept}");
+}
