@@ -157,7 +157,7 @@ impl Node {
         };
         let late = proof.finished_ms > work.result_by_ms;
         let promised = !matches!(work.verification.as_str(), "none" | "schema");
-        let due = due_mc(work.units, work.unit_price_mc, work.total_mc, &proof);
+        let due = due_mc(work.units, work.unit_price_mc, work.total_mc, proof);
         let too_much = proof.hops_mc().is_none_or(|spent| spent > work.hops_mc);
         let miscounted = Some(proof.cost_mc) != due
             || too_much
