@@ -101,6 +101,8 @@ pub struct Node {
     wanted: Vec<crate::wire::log::Named>,
     /// Pages that peers asked for: the minute, and how many in it.
     pages: BTreeMap<Npub, (Ms, u32)>,
+    /// When a result was last sent once more, and how often so far.
+    resent: BTreeMap<EngagementKey, (Ms, u32)>,
     instances: instances::Instances,
     /// When another instance was last answered, and which have been told that they were heard.
     greeted_ms: Ms,
@@ -138,6 +140,7 @@ impl Node {
             speaking: None,
             wanted: Vec::new(),
             pages: BTreeMap::new(),
+            resent: BTreeMap::new(),
             instances: instances::Instances::default(),
             greeted_ms: 0,
             greeted: BTreeSet::new(),

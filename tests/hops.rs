@@ -328,12 +328,19 @@ fn a_cycle_over_two_hops_is_seen_by_the_one_who_waits() {
     let trio = Trio::start(0, |_, _, c| {
         c.configure("market.skill_unit_price_mc", "relay-ask", "0");
     });
+    let echo = json!({"skill": "echo", "input": {"text": "abc"}, "peer": trio.a.npub});
+    let around = json!({"skill": "relay-ask", "input": echo, "peer": trio.c.npub});
+    let (told, message) = refused(&trio, &around, &[]);
+    assert_eq!(told, "hop_failed");
+    assert!(message.contains("delegation_cycle"), "{message}");
+    assert_eq!(trio.a.journaled("award_declined").len(), 1);
+    // Whoever asked for a job is not even asked for a part of it.
     let echo = json!({"skill": "echo", "input": {"text": "abc"}, "peer": trio.b.npub});
     let around = json!({"skill": "relay-ask", "input": echo, "peer": trio.c.npub});
     let (told, message) = refused(&trio, &around, &[]);
     assert_eq!(told, "hop_failed");
     assert!(message.contains("delegation_cycle"), "{message}");
-    assert_eq!(trio.b.journaled("award_declined").len(), 1);
+    assert!(trio.b.journaled("award_declined").is_empty());
 }
 
 #[test]

@@ -332,6 +332,11 @@ fn forgive(job: &mut Job, npub: &str, now: Ms, code: &str) {
 /// Whether this peer had the job and gave it up, or delivered a result that was refused. Silence (a lease that ran out, an
 /// acceptance that came too late) is forgiven; a decline with a time holds until that time.
 fn unwelcome(job: &Job, npub: &str, now: Ms) -> bool {
+    // Whoever waits for the work that this is a part of: no proof counts a hop by its own requester.
+    let work = job.parent.as_deref();
+    if work.is_some_and(|key| key.split('/').next() == Some(npub)) {
+        return true;
+    }
     if (job.awards.iter()).any(|a| a.executor == npub && a.state == AwardState::Disputed) {
         return true;
     }

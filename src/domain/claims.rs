@@ -9,6 +9,9 @@ use crate::wire::entry::Act;
 use crate::wire::message::{Receipt, Refusal};
 use crate::wire::proof::Evidence;
 
+/// Half of the wait after a result was sent once more, before it is again; doubles each time.
+const RESEND_PAUSE_MS: Ms = 300_000;
+
 impl Node {
     /// The requester pays.
     pub(super) fn on_receipt(
@@ -128,6 +131,20 @@ impl Node {
         self.admit_work_entry(now, &key, &refusal.entry)?;
         self.weigh(now, &key, &refusal.evidence);
         Ok(())
+    }
+
+    /// A delivered result goes out once more, because its requester asks for it: the more often, the later. Each time it may be
+    /// many megabytes that wait here to be fetched.
+    pub(super) fn resend(&mut self, now: Ms, key: EngagementKey) {
+        let work = &self.work;
+        self.resent.retain(|key, _| work.contains_key(key));
+        let (at_ms, times) = self.resent.get(&key).copied().unwrap_or_default();
+        let pause_ms = RESEND_PAUSE_MS << times.min(10);
+        if times == 0 || now >= at_ms.saturating_add(pause_ms) {
+            self.resent
+                .insert(key.clone(), (now, times.saturating_add(1)));
+            self.out.effects.push(Effect::ResultAgain(key));
+        }
     }
 
     /// Whether a signed refusal's evidence holds: by what is counted here, or by what a worker computes anew.

@@ -152,6 +152,10 @@ impl Node {
                 let text = "a part that is done here is not delegated: the skill does it itself";
                 return Err(Refused::new(CYCLE, text));
             }
+            Some(npub) if npub == work.requester => {
+                let text = "whoever asked for this job does no part of it";
+                return Err(Refused::new(CYCLE, text));
+            }
             Some(npub) => Route::Peer(npub),
             None => match self.policy.hop_pool.as_ref().or(self.policy.pools.first()) {
                 Some(pool) => Route::Pool(pool.clone()),

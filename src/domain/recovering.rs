@@ -337,8 +337,9 @@ impl Node {
             let work = self.work.get(key).filter(|w| w.proof.is_some());
             work.is_some_and(|w| !w.is_work() && w.is_live())
         };
-        let again: Vec<_> = named.filter(delivered).map(Effect::ResultAgain).collect();
-        self.out.effects.extend(again);
+        for key in named.filter(delivered).collect::<Vec<_>>() {
+            self.resend(now, key);
+        }
         self.out.effects.push(Effect::LogPage {
             to: from.to_owned(),
             since: Box::new(since.clone()),

@@ -19,7 +19,7 @@ use nostr::{EventId, PublicKey};
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::mpsc;
 
-use self::row::{RETRY_CAP, RETRY_FIRST, REWRAP_PRESENT, Row, answered_offer, redate};
+use self::row::{RETRY_CAP, RETRY_FIRST, REWRAP_PRESENT, Row, answered_offer, page_for, redate};
 use super::order::{Mail, Order};
 use super::rows::Parcel;
 use super::sealer::{Early, Sealed, Sealer};
@@ -79,6 +79,8 @@ pub struct Deliverer {
     by_wrap: HashMap<EventId, u64>,
     /// Rows that answer an offer, by requester and task.
     replies: HashMap<(String, String), BTreeSet<u64>>,
+    /// The row with the newest page of a log for each peer: it asks for one after the other, and an older one answers nothing.
+    pages: HashMap<String, u64>,
     /// Relays of others that we are connected to, and when there was last something for them.
     foreign: BTreeMap<String, Instant>,
     /// When each peer was last heard.
@@ -99,17 +101,8 @@ pub struct OutboxState {
 }
 
 impl Deliverer {
-    /// Runs until the channel closes. `state` is kept current.
-    pub async fn run(
-        sealer: Arc<Sealer>,
-        carrier: Handle,
-        relays: Vec<String>,
-        outbox: Vec<(u64, Parcel)>,
-        mailbox: Mailbox,
-        mut tells: mpsc::UnboundedReceiver<Tell>,
-        state: Arc<std::sync::Mutex<OutboxState>>,
-    ) {
-        let mut this = Self {
+    fn new(sealer: Arc<Sealer>, carrier: Handle, relays: Vec<String>, mailbox: Mailbox) -> Self {
+        Self {
             sealer,
             carrier,
             relays: relays
@@ -120,12 +113,26 @@ impl Deliverer {
             by_rumor: HashMap::new(),
             by_wrap: HashMap::new(),
             replies: HashMap::new(),
+            pages: HashMap::new(),
             foreign: BTreeMap::new(),
             heard: HashMap::new(),
             refusing: BTreeSet::new(),
             mailbox,
             sealing: FuturesUnordered::new(),
-        };
+        }
+    }
+
+    /// Runs until the channel closes. `state` is kept current.
+    pub async fn run(
+        sealer: Arc<Sealer>,
+        carrier: Handle,
+        relays: Vec<String>,
+        outbox: Vec<(u64, Parcel)>,
+        mailbox: Mailbox,
+        mut tells: mpsc::UnboundedReceiver<Tell>,
+        state: Arc<std::sync::Mutex<OutboxState>>,
+    ) {
+        let mut this = Self::new(sealer, carrier, relays, mailbox);
         let restored = outbox
             .into_iter()
             .map(|(seq, parcel)| Order::Deliver(seq, parcel, None))
@@ -184,7 +191,7 @@ impl Deliverer {
 
     fn admit(&mut self, orders: Vec<Order>) {
         let now = Instant::now();
-        let mut open = Vec::new();
+        let (mut open, mut older) = (Vec::new(), Vec::new());
         for order in orders {
             match order {
                 Order::Deliver(seq, mut parcel, early) => {
@@ -207,7 +214,9 @@ impl Deliverer {
                     if let Some(offer) = answered_offer(&row.parcel) {
                         self.replies.entry(offer).or_default().insert(seq);
                     }
+                    let page = page_for(&row.parcel).map(str::to_owned);
                     self.rows.insert(seq, row);
+                    older.extend(page.and_then(|peer| self.pages.insert(peer, seq)));
                 }
                 Order::Moot { requester, task } => {
                     let moot = self.replies.remove(&(requester, task));
@@ -217,6 +226,7 @@ impl Deliverer {
                 _ => {}
             }
         }
+        self.finish(older);
         self.seal(open);
     }
 
@@ -370,6 +380,11 @@ impl Deliverer {
             if let Some(row) = self.rows.remove(seq) {
                 row.rumor.map(|r| self.by_rumor.remove(&r));
                 row.event.map(|e| self.by_wrap.remove(&e.event_id()));
+                if let Some(peer) = page_for(&row.parcel)
+                    && self.pages.get(peer) == Some(seq)
+                {
+                    self.pages.remove(peer);
+                }
                 if let Some(offer) = answered_offer(&row.parcel)
                     && let Some(seqs) = self.replies.get_mut(&offer)
                 {
@@ -427,14 +442,17 @@ impl Deliverer {
 
     /// A relay that comes back may have lost what it had, or the acknowledgement for it was lost meanwhile: everything
     /// unacknowledged is offered again, in a new wrap where some relay had taken the old one, since a relay shows its
-    /// readers no duplicate.
+    /// readers no duplicate. One that is not ours gets the old one: it could come and go to have us publish to all without end.
     async fn reconnected(&mut self, relay: &Arc<str>) {
         let mut anew = Vec::new();
         let mut again = Vec::new();
+        let own = self.relays.iter().any(|r| **r == **relay);
         let concerned = |row: &Row| row.roads(&self.relays).iter().any(|r| **r == **relay);
         for (seq, row) in self.rows.iter().filter(|(_, row)| concerned(row)) {
             match &row.event {
-                Some(_) if !row.taken.is_empty() => anew.push((Some(*seq), row.parcel.clone())),
+                Some(_) if !row.taken.is_empty() && own => {
+                    anew.push((Some(*seq), row.parcel.clone()))
+                }
                 Some(event) => again.push(event.clone()),
                 None => {}
             }
@@ -507,51 +525,4 @@ async fn send(carrier: &Handle, event: &Outgoing, relays: &[String], own: &[Stri
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used)]
-    use super::*;
-    use crate::carrier::{CarrierConfig, CarrierEvent, RelayCarrier, RelayState};
-    use nostr::{EventBuilder, Keys, Kind};
-    use tokio::net::TcpListener;
-
-    /// Only so that a test that would hang fails.
-    const PATIENCE: Duration = Duration::from_secs(30);
-
-    /// A relay that a stranger named takes the connection and then reads nothing: messages to others go out all the same.
-    #[tokio::test]
-    async fn a_relay_of_others_that_reads_nothing_holds_nobody_up() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mute = format!("ws://{}", listener.local_addr().unwrap());
-        let relay = tokio::spawn(async move {
-            let (stream, _) = listener.accept().await.unwrap();
-            tokio_tungstenite::accept_async(stream).await.unwrap()
-        });
-        let config = CarrierConfig {
-            publish_queue_events: 1,
-            max_in_flight_events: 1,
-            ok_timeout_ms: 3_600_000,
-            ..CarrierConfig::default()
-        };
-        let (carrier, mut events) = RelayCarrier::start(config, vec![mute.clone()]).unwrap();
-        let _never_read = relay.await.unwrap();
-        while !matches!(
-            events.recv().await.unwrap(),
-            CarrierEvent::Relay {
-                state: RelayState::Connected,
-                ..
-            }
-        ) {}
-        let all = async {
-            for n in 0..10 {
-                let event = EventBuilder::new(Kind::GiftWrap, n.to_string())
-                    .sign_with_keys(&Keys::generate())
-                    .unwrap();
-                let to = [mute.clone()];
-                send(&carrier, &Outgoing::from_event(&event), &to, &[]).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, all)
-            .await
-            .expect("nobody waits for it");
-    }
-}
+mod tests;

@@ -30,6 +30,8 @@ const QUIET_MS: u64 = 60_000;
 const PAGE_BYTES: usize = 17_000;
 /// Most rows looked at for one page.
 const LOOKED_AT_MAX: usize = 2_000;
+/// So much of the name of a row that a cursor shows.
+const BLURRED_BYTES: usize = 6;
 /// What ended this long before the backup is in it.
 const MARGIN_MS: u64 = 3_600_000;
 
@@ -257,7 +259,10 @@ impl Reader<'_> {
         );
         if !ended {
             let live = self.view.live_keys(Table::Tasks)?;
-            let live = live.into_iter().filter(|key| *key >= first);
+            let theirs = format!("work/{}/", self.peer);
+            let between =
+                |key: &Vec<u8>| key.starts_with(b"job/") || key.starts_with(theirs.as_bytes());
+            let live = live.into_iter().filter(|key| *key >= first && between(key));
             let rows = live.map(|key| (key.clone(), key)).collect();
             if let Some(next) = self.rows("l", rows, &first, above)? {
                 return Ok(Some(next));
@@ -290,11 +295,11 @@ impl Reader<'_> {
     ) -> Result<Option<String>, StoreError> {
         for (at, (name, key)) in rows.iter().enumerate() {
             let above = if name == first { above } else { 0 };
-            let rest = match at < LOOKED_AT_MAX {
-                true => self.task(key, above)?,
-                false => Some(0),
-            };
-            if let Some(above) = rest {
+            if at >= LOOKED_AT_MAX {
+                let name = blurred(name, first);
+                return Ok(Some(format!("{way}:{}:0", hex::encode(name))));
+            }
+            if let Some(above) = self.task(key, above)? {
                 return Ok(Some(format!("{way}:{}:{above}", hex::encode(name))));
             }
         }
@@ -424,6 +429,13 @@ impl Reader<'_> {
     }
 }
 
+/// A beginning of this name that lies behind `after`, as short as can be: the row that a page ends before may be of work for
+/// somebody else, and who that is, and when, is not the reader's to know. Of a time this leaves the minute.
+fn blurred<'n>(name: &'n [u8], after: &[u8]) -> &'n [u8] {
+    let mut parts = (BLURRED_BYTES..name.len()).filter_map(|bytes| name.get(..bytes));
+    parts.find(|part| *part > after).unwrap_or(name)
+}
+
 fn number(what: &Act) -> u32 {
     match what {
         Act::Canceled => 0,
@@ -435,5 +447,52 @@ fn number(what: &Act) -> u32 {
         | Act::Stopped { award_no, .. }
         | Act::Paid { award_no, .. }
         | Act::Refused { award_no, .. } => *award_no,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::store::StoreOptions;
+
+    /// Who else has work here is in no cursor, and the rows of others end nobody's pages.
+    #[test]
+    fn a_cursor_names_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().join("store.redb"), StoreOptions::default()).unwrap();
+        let (me, peer, other) = ("a".repeat(64), "b".repeat(64), "c".repeat(64));
+        let at_ms = 1_795_219_200_000u64;
+        let rows = 2 * LOOKED_AT_MAX + 500;
+        store
+            .write(|txn| {
+                for n in 0..rows {
+                    let key = rows::task_key(&format!("{other}/{n:032x}/1"));
+                    txn.task_finished(&key, at_ms + 100 * n as u64)?;
+                    let key = rows::task_key(&format!("{other}/{n:032x}/2"));
+                    txn.live_insert(Table::Tasks, &key)?;
+                }
+                Ok(())
+            })
+            .unwrap();
+        let mut cursor = String::new();
+        let mut pages = 0;
+        loop {
+            let mut reader = Reader {
+                view: store.view().unwrap(),
+                me: &me,
+                peer: &peer,
+                bytes: 0,
+                awards: Vec::new(),
+            };
+            let next = reader.read(&cursor, at_ms).unwrap();
+            pages += 1;
+            assert!(pages < 8, "{cursor}");
+            let Some(next) = next else { break };
+            assert!(!next.contains(&hex::encode(&other[..4])), "{next}");
+            assert!(!next.contains(&hex::encode("work")), "{next}");
+            cursor = next;
+        }
+        assert!(pages >= 3, "{pages}");
     }
 }

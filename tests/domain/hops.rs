@@ -692,3 +692,33 @@ fn hops_count_against_the_credit_granted() {
     let to_pool = |(to, _): &(Addressee, Body)| matches!(to, Addressee::Pool(_));
     assert!(!letters(&step).iter().any(to_pool));
 }
+
+/// A part that the requester itself did would make the proof one that counts for nothing: it would have both for nothing.
+#[test]
+fn the_requester_of_a_job_gets_no_part_of_it() {
+    let mut hall = hall();
+    let (key, part, offer) = waiting(&mut hall);
+    let bid = one(&hall.hand(1, 2, offer));
+    let step = hall.hand(0, 1, bid.clone());
+    assert_eq!(super::pair::dropped(&step), ["bid_unwelcome"]);
+    assert!(hall.job(1, &part).bids.is_empty());
+    hall.hand(2, 1, bid);
+    assert_eq!(
+        hall.job(1, &part).bids.len() + hall.job(1, &part).awards.len(),
+        1
+    );
+
+    let mut directed = self::hall();
+    let task = directed.accepted(UNITS);
+    assert_eq!(key.len(), format!("{}/{task}/1", directed.npub(0)).len());
+    let key = format!("{}/{task}/1", directed.npub(0));
+    let mut wish = wish(1);
+    wish.peer = Some(directed.npub(0));
+    let step = delegate(&mut directed, 1, &key, wish);
+    assert_eq!(failed_with(&only_call(&directed, &key)), "delegation_cycle");
+    assert!(
+        !letters(&step)
+            .iter()
+            .any(|(_, b)| matches!(b, Body::Request(_)))
+    );
+}

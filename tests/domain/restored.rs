@@ -341,3 +341,160 @@ fn a_refusal_is_judged_anew_by_its_evidence() {
         assert_eq!(step.effects.iter().any(judged), known, "{step:?}");
     }
 }
+
+/// The requester forgot; the executor says that it was stopped, which nobody asked it to: nothing is owed for that.
+#[test]
+fn a_stop_that_nobody_asked_for_is_not_paid_after_a_restoration() {
+    use legiond::domain::Node;
+    use legiond::domain::peer::Tier;
+    use legiond::wire::entry::Act;
+    use legiond::wire::log::{AwardLog, Named};
+
+    for known in [true, false] {
+        let mut hall = Hall::with(2, |_, policy| policy.on_cancel = "units".into());
+        let (task, request) = hall.directed(5);
+        let Body::Request(award) = request.clone() else {
+            panic!("{request:?}")
+        };
+        let accept = super::pair::one(&hall.hand(0, 1, request));
+        hall.hand(1, 0, accept.clone());
+        if !known {
+            hall.nodes[0] = Node::new(hall.policies[0].clone());
+            hall.trust(0, 1, Tier::Trusted);
+            hall.meet(0, 1);
+        }
+        restored(&mut hall);
+        let accepted = accept.entry().unwrap().clone();
+        let mut stopped = accepted.clone();
+        (stopped.seq, stopped.what) = (
+            900,
+            Act::Stopped {
+                award_no: 1,
+                useful_units: 5,
+            },
+        );
+        let mut terms = award.terms();
+        terms.unit_price_mc = award.unit_price_mc;
+        let log = AwardLog {
+            award: Named {
+                requester: hall.npub(0),
+                task: task.clone(),
+                award_no: 1,
+            },
+            entries: vec![award.entry.clone(), accepted, stopped],
+            terms: Some(terms),
+            proof: None,
+            evidence: None,
+            open: true,
+            withdrawn: false,
+            settle_by_ms: award.settle_by_ms,
+            unit_price_mc: 1,
+        };
+        let page = LogEntries {
+            restored_ms: hall.now,
+            cursor: String::new(),
+            awards: vec![log],
+            next: None,
+            binding: hall.policies[1].binding.clone(),
+        };
+        let step = hall.hand(1, 0, Body::Entries(Box::new(page)));
+        assert_eq!(journaled(&step, "adopted"), 1, "{step:?}");
+        let paid = |body: &Body| matches!(body, Body::Receipt(_));
+        assert!(!letters(&step).iter().any(|(_, b)| paid(b)), "{known}");
+        let account = hall.nodes[0].ledger().account(&hall.npub(1));
+        assert_eq!(account.posted_mc, 0, "known: {known}");
+        assert!(hall.nodes[0].ledger().locks().next().is_none(), "{known}");
+    }
+}
+
+/// Whoever is owed a result once more gets it once more, and not as often as it asks.
+#[test]
+fn a_result_is_not_sent_as_often_as_it_is_asked_for() {
+    use legiond::wire::log::{LogSince, NAMED_ONLY, Named};
+
+    let mut hall = Hall::new(2);
+    let (task, _) = hall.done(3);
+    let ask = |hall: &mut Hall| {
+        let since = LogSince {
+            since_ms: hall.now,
+            restored_ms: hall.now,
+            cursor: NAMED_ONLY.to_owned(),
+            again: vec![Named {
+                requester: hall.npub(0),
+                task: task.clone(),
+                award_no: 1,
+            }],
+            binding: hall.policies[0].binding.clone(),
+        };
+        let step = hall.hand(0, 1, Body::Since(Box::new(since)));
+        let again = |e: &&Effect| matches!(e, Effect::ResultAgain(_));
+        step.effects.iter().filter(again).count()
+    };
+    let sent: usize = (0..50).map(|_| ask(&mut hall)).sum();
+    assert_eq!(sent, 1);
+    hall.now += 3_600_000;
+    assert_eq!(ask(&mut hall), 1, "a second restoration asks anew");
+    hall.now += 60_000;
+    assert_eq!(ask(&mut hall), 0);
+}
+
+/// A counterparty may name any number of awards that were never made: what is remembered of them has an end.
+#[test]
+fn awards_that_nobody_took_do_not_fill_a_restored_node() {
+    use legiond::wire::entry::Act;
+    use legiond::wire::log::{AwardLog, Named};
+
+    let mut hall = Hall::new(2);
+    let (_, request) = hall.directed(3);
+    let Body::Request(award) = request else {
+        panic!("{request:?}")
+    };
+    // Node 0 is restored; node 1 invents awards of its own to it.
+    restored(&mut hall);
+    let restored_ms = hall.now;
+    let (mut kept, mut cursor) = (0usize, String::new());
+    for page in 0..320u32 {
+        let awards = (0..64).map(|at| {
+            let task = format!("{:032x}", page * 64 + at + 1);
+            let mut entry = award.entry.clone();
+            (entry.author, entry.key) = (hall.npub(1), hall.policies[1].key.clone());
+            (entry.requester, entry.task) = (hall.npub(1), task.clone());
+            entry.what = Act::Awarded {
+                award_no: 1,
+                executor: hall.npub(0),
+                terms: "0".repeat(64),
+            };
+            AwardLog {
+                award: Named {
+                    requester: hall.npub(1),
+                    task,
+                    award_no: 1,
+                },
+                entries: vec![entry],
+                terms: None,
+                proof: None,
+                evidence: None,
+                open: false,
+                withdrawn: false,
+                settle_by_ms: award.settle_by_ms,
+                unit_price_mc: 0,
+            }
+        });
+        let next = format!("l:{page:04}:0");
+        let page = LogEntries {
+            restored_ms,
+            cursor: cursor.clone(),
+            awards: awards.collect(),
+            next: Some(next.clone()),
+            binding: hall.policies[1].binding.clone(),
+        };
+        let step = hall.hand(1, 0, Body::Entries(Box::new(page)));
+        cursor = next;
+        let row = |c: &&legiond::domain::step::Change| {
+            matches!(c, legiond::domain::step::Change::Put(Row::Engagement(_)))
+        };
+        kept += step.changes.iter().filter(row).count();
+    }
+    assert!(kept > 1_000, "they are remembered: {kept}");
+    assert!(kept < 17_000, "{kept}");
+}

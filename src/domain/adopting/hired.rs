@@ -92,7 +92,9 @@ impl Node {
             self.give_up_award(now, task, no, Event::Decline);
         } else if let Some(useful) = facts.stopped {
             self.lock_forgotten(now, task, no);
-            self.cancel_known(now, task);
+            if facts.canceled {
+                self.cancel_known(now, task);
+            }
             self.on_stopped(now, task, no, useful);
         } else if facts.completed.is_some() && !known {
             self.lock_forgotten(now, task, no);

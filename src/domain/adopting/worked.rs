@@ -5,7 +5,7 @@ use crate::domain::Node;
 use crate::domain::engagement::{self, Engagement, Stage, StopWhy};
 use crate::domain::judging::blank_evidence;
 use crate::domain::ledger::{Event, State as Money};
-use crate::domain::mark::DECLINED_MS;
+use crate::domain::mark::{DECLINED_MS, MARKS_PER_PEER_MAX};
 use crate::domain::recovering::LOST;
 use crate::domain::step::{Ms, Refused};
 use crate::wire::entry::Act;
@@ -35,6 +35,11 @@ impl Node {
                 .as_ref()
                 .filter(|(_, who, _)| *who == self.policy.me);
             if ours.is_none_or(|(at_ms, ..)| self.was_backed_up(*at_ms)) {
+                return Ok(false);
+            }
+            // It takes one signature to invent one: only so many of them are remembered.
+            let told = self.recovery.as_ref().and_then(|r| r.peers.get(from));
+            if told.is_some_and(|asked| asked.adopted as usize >= MARKS_PER_PEER_MAX) {
                 return Ok(false);
             }
             if facts.gone.is_none() && log.open {

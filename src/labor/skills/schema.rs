@@ -8,6 +8,8 @@
 
 use serde_json::{Map, Value};
 
+/// So much of the name of a field is said.
+const SHOWN_CHARS: usize = 64;
 const ANNOTATIONS: [&str; 8] = [
     "title",
     "description",
@@ -130,6 +132,12 @@ pub fn check(schema: &Value, value: &Value, name: &str) -> Result<(), String> {
     }
 }
 
+/// A foreign name in a place: as long as the input if it likes, it would be copied for every item of a list below it.
+fn shown(field: &str) -> String {
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    field.chars().take(SHOWN_CHARS).map(plain).collect()
+}
+
 fn check_object(
     schema: &Map<String, Value>,
     object: &Map<String, Value>,
@@ -144,7 +152,7 @@ fn check_object(
     for (field, value) in object {
         let known = known.and_then(|known| known.get(field));
         if let Some(schema) = known.or_else(|| schema.get("additionalProperties")) {
-            check(schema, value, &format!("{name}.{field}"))?;
+            check(schema, value, &format!("{name}.{}", shown(field)))?;
         }
     }
     Ok(())
@@ -181,6 +189,21 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use serde_json::json;
+
+    /// The promise: what a peer calls a field is cut short, wherever it is repeated.
+    #[test]
+    fn a_long_name_is_not_repeated() {
+        let schema = json!({"additionalProperties": {"additionalProperties": {"items": {"type": "number"}}}});
+        understand(&schema).unwrap();
+        let (long, bad) = ("\u{1b}[2J".repeat(10_000), json!([1, 2, "x"]));
+        let reason = check(&schema, &json!({&long: {&long: bad}}), "input").unwrap_err();
+        assert!(
+            reason.ends_with("[2]: must be of type number"),
+            "{}",
+            reason.len()
+        );
+        assert!(reason.len() < 300 && !reason.contains('\u{1b}'));
+    }
 
     /// The promise: each keyword refuses what it should, with the place, and takes what it should.
     #[test]

@@ -94,6 +94,16 @@ pub(super) fn answered_offer(parcel: &Parcel) -> Option<(String, String)> {
     }
 }
 
+/// The peer for whom a parcel holds a page of a log, and nothing else.
+pub(super) fn page_for(parcel: &Parcel) -> Option<&str> {
+    let pages = parcel.sends.iter();
+    let mut pages = pages.map(|send| matches!(send.body, Body::Entries(_)));
+    match &parcel.sends.first()?.to {
+        Addressee::Peer(npub) if pages.all(|page| page) => Some(npub),
+        _ => None,
+    }
+}
+
 /// Gives a message that is dated ahead of this clock today's date, and with it another id. What it says stays the same, and
 /// a peer that has taken it under its old id does nothing the second time.
 pub(super) fn redate(parcel: &mut Parcel) -> bool {
