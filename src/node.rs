@@ -13,6 +13,7 @@ pub mod control;
 pub mod core;
 pub mod crash;
 pub mod delivery;
+mod error;
 pub mod handlers;
 pub mod inbox;
 pub mod leases;
@@ -35,7 +36,8 @@ use std::sync::mpsc::Sender;
 
 use tokio::sync::Semaphore;
 
-pub use start::{NodeError, NodeParts, up};
+pub use error::NodeError;
+pub use start::{NodeParts, up};
 pub use workers::{check_own_skills, own_skills};
 
 /// The way into the loop. Facts always fit; arrivals wait for room, so that a flood slows the socket and not the node.

@@ -83,13 +83,13 @@ pub(crate) fn check_words(words: &str) -> Result<(), CliError> {
 pub(crate) fn create(
     keys_dir: &Path,
     words: &str,
-    owner: &Owner,
+    (owner, epoch): (&Owner, u32),
     passphrase: Option<&str>,
 ) -> Result<PublicView, CliError> {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
     let meta = Meta {
         lct: Lct::new(&owner.name, &owner.node, &owner.role)?,
-        epoch: 0,
+        epoch,
         created_at_s: since_1970.map(|time| time.as_secs()).unwrap_or_default(),
     };
     let mnemonic = Mnemonic::parse(words)?;

@@ -27,6 +27,14 @@ pub(crate) struct Args {
     /// Restore an identity from the words in a file
     #[arg(long, value_name = "F")]
     mnemonic_file: Option<PathBuf>,
+    /// With --mnemonic-file: the identity's epoch, which each `legion restore` has raised by one
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "mnemonic_file",
+        default_value_t = 0
+    )]
+    epoch: u32,
     /// Write the words to a new file (0600) instead of showing them on the terminal
     #[arg(long, value_name = "F")]
     mnemonic_out: Option<PathBuf>,
@@ -58,7 +66,7 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
         .map(|path| write_words(path, &words))
         .transpose()?;
     let secret = passphrase.as_ref().map(|text| text.as_str());
-    let created = identity_adapter::create(&keys, &words, &config.owner, secret);
+    let created = identity_adapter::create(&keys, &words, (&config.owner, args.epoch), secret);
     if created.is_err()
         && let Some(path) = written
     {

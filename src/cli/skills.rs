@@ -23,6 +23,13 @@ pub(crate) fn run(context: &Context) -> Result<Reply, CliError> {
             output::note(&format!("not offered: {line}"));
         }
     }
+    for skill in &mut catalog {
+        let id = skill.get("id").and_then(Value::as_str);
+        let price = id.map(|id| config.market.unit_price_mc(id));
+        if let Some(skill) = skill.as_object_mut() {
+            skill.insert("unit_price_mc".into(), json!(price));
+        }
+    }
     let text = if catalog.is_empty() {
         "no skills: this program was built without labor".to_owned()
     } else {

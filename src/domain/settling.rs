@@ -54,11 +54,15 @@ impl Node {
             serde_json::json!({"award_no": no, "cost_mc": cost_mc, "executor": executor}),
         );
         self.refuse_spares(now, task);
+        let said = match quality_bp {
+            Some(_) => "the result was verified and paid",
+            None => "the result was paid; no part of it was computed again",
+        };
         self.end(
             now,
             task,
             TaskState::Completed,
-            Reason::new("completed", "the result was verified and paid"),
+            Reason::new("completed", said),
         );
     }
 

@@ -6,15 +6,19 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
+use std::ops::ControlFlow;
 use std::os::unix::fs::OpenOptionsExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
+use super::error::NodeError;
 use super::rows::{self, Parcel};
-use super::start::{BINDING_S, NodeError};
+use super::start::BINDING_S;
 use crate::config::{Home, TEMPLATE, TEMPLATE_PUBLIC};
 use crate::domain::Lineage;
 use crate::domain::recovering::Recovery;
@@ -23,7 +27,7 @@ use crate::identity::keyfile::{self, KEY_FILE, PUBLIC_FILE};
 use crate::identity::pool_file::POOLS_FILE;
 use crate::identity::{Identity, IdentityError};
 use crate::store::{
-    Order, Rows as _, SCHEMA_VERSION, Span, Store, StoreError, StoreOptions, Table, Txn,
+    Order, Rows, SCHEMA_VERSION, Span, Store, StoreError, StoreOptions, Table, Txn,
 };
 use crate::wire::binding::Binding;
 use crate::wire::message::{Body, News};
@@ -36,6 +40,8 @@ const VERSION: u32 = 1;
 const MAX_FILE_BYTES: u64 = 4 << 20;
 /// Most of them.
 const FILES_MAX: usize = 256;
+/// A store that is being restored.
+const BUILDING: &str = "store.redb.restoring";
 /// Payloads on their way hold one-time secrets, which live nowhere but in the home that drew them; a restored node asks anew.
 const NOT_KEPT: [Table; 2] = [Table::Moves, Table::Pieces];
 
@@ -50,6 +56,9 @@ struct Manifest {
     schema: u64,
     with_keys: bool,
     program: String,
+    /// SHA-256 over every row of the file and this page without it, hex.
+    #[serde(default)]
+    sha256: String,
 }
 
 /// Why there is no backup, or none was restored.
@@ -140,7 +149,7 @@ pub fn write(
     now_ms: u64,
 ) -> Result<Value, BackupError> {
     let public = keyfile::public(&home.keys_dir())?;
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         format: FORMAT.to_owned(),
         version: VERSION,
         npub: public.npub.clone(),
@@ -149,12 +158,14 @@ pub fn write(
         schema: SCHEMA_VERSION,
         with_keys,
         program: concat!("legion/", env!("CARGO_PKG_VERSION")).to_owned(),
+        sha256: String::new(),
     };
     let files = files(home, with_keys)?;
     let rows = store.backup_to(target, &NOT_KEPT, |txn| {
         for (name, bytes) in &files {
             txn.put_bytes(Table::Meta, &[FILE, name.as_bytes()].concat(), bytes)?;
         }
+        manifest.sha256 = digest(txn, &manifest)?;
         txn.put(Table::Meta, MANIFEST, &manifest)
     })?;
     let bytes = fs::metadata(target).map_err(io_at(target))?.len();
@@ -162,6 +173,42 @@ pub fn write(
         "file": target.display().to_string(), "bytes": bytes, "npub": public.npub, "at_ms": now_ms,
         "rows": rows, "with_keys": with_keys,
     }))
+}
+
+/// What a damaged backup does not match. The store's own page is left out: it follows the program that opens the file.
+fn digest(rows: &impl Rows, manifest: &Manifest) -> Result<String, StoreError> {
+    let mut hash = Sha256::new();
+    for table in Table::ALL {
+        rows.visit(table, &Span::all(), Order::Ascending, &mut |key, body| {
+            let apart = table == Table::Meta && (key == MANIFEST || key == b"schema");
+            if !apart {
+                for part in [table.name().as_bytes(), key, body] {
+                    hash.update((part.len() as u64).to_be_bytes());
+                    hash.update(part);
+                }
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+    }
+    let page = Manifest {
+        sha256: String::new(),
+        ..manifest.clone()
+    };
+    hash.update(serde_json::to_vec(&page).unwrap_or_default());
+    Ok(hex::encode(hash.finalize()))
+}
+
+/// That no restoration of this home was cut off: what it had done so far would look like an identity that never dealt with anybody.
+///
+/// # Errors
+/// `restore_unfinished`.
+pub fn refuse_unfinished(home: &Home) -> Result<(), NodeError> {
+    let building = home.root().join(BUILDING);
+    let cut_off = building.exists() && !home.store_file().exists();
+    match cut_off {
+        true => Err(NodeError::Unfinished { building }),
+        false => Ok(()),
+    }
 }
 
 /// Bytes of a file, erased when dropped: it may hold the words.
@@ -233,8 +280,23 @@ pub fn restore<E: From<BackupError>>(
     now_ms: u64,
     passphrase: impl FnOnce() -> Result<Zeroizing<String>, E>,
 ) -> Result<Value, E> {
-    let building = home.root().join("store.redb.restoring");
-    let began = begin(home, file, &building).inspect_err(|_| {
+    let building = home.root().join(BUILDING);
+    // redb does not expect what a bad disk makes of its pages.
+    let began = catch_unwind(AssertUnwindSafe(|| begin(home, file, &building)));
+    let began = began.unwrap_or_else(|_| {
+        Err(BackupError::Invalid {
+            path: file.to_owned(),
+            reason: "its pages are damaged".to_owned(),
+        })
+    });
+    let began = began.map_err(|error| match error {
+        BackupError::Store(StoreError::Invalid { reason }) => BackupError::Invalid {
+            path: file.to_owned(),
+            reason,
+        },
+        other => other,
+    });
+    let began = began.inspect_err(|_| {
         // Of no use to anybody; the error that matters is the first one.
         let _ = fs::remove_file(&building);
     })?;
@@ -269,16 +331,15 @@ fn begin(home: &Home, file: &Path, building: &Path) -> Result<Begun, BackupError
     };
     // The backup itself is only read: opening a store may write to it.
     copy(file, building)?;
-    let opened = Store::open(building, StoreOptions::default());
-    let store = opened.map_err(|error| match error {
-        StoreError::Invalid { reason } => invalid(&reason),
-        other => other.into(),
-    })?;
+    let store = Store::open(building, StoreOptions::default())?;
     let view = store.view()?;
     let manifest: Manifest = (view.get(Table::Meta, MANIFEST)?)
         .ok_or_else(|| invalid("it is a store that no backup made"))?;
     if manifest.format != FORMAT || manifest.version > VERSION {
         return Err(invalid("it was written by another version of legion"));
+    }
+    if digest(&view, &manifest)? != manifest.sha256 {
+        return Err(invalid("it is damaged: its checksum does not fit"));
     }
     let whose = view.get::<String>(Table::Meta, b"identity")?;
     if whose.is_some_and(|npub| npub != manifest.npub) {

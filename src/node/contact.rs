@@ -4,7 +4,8 @@
 use libp2p_identity::ed25519;
 use serde_json::{Value, json};
 
-use super::start::{BINDING_S, NodeError};
+use super::error::NodeError;
+use super::start::BINDING_S;
 use crate::domain::step::Introduction;
 use crate::identity::contact::Contact;
 use crate::identity::error::{Fault, IdentityError};

@@ -8,9 +8,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use super::control::{ControlServer, ControlStartError, HomeLock};
+use super::control::{ControlServer, HomeLock};
 use super::core::Core;
 use super::delivery::{Deliverer, OutboxState};
+use super::error::NodeError;
 use super::handlers::Handlers;
 use super::inbox::{self, Opener};
 use super::leases::{LaborSettings, desks};
@@ -21,10 +22,8 @@ use super::sealer::Sealer;
 use super::signals::Signals;
 use super::transfer::{self, Quota, TransferState, Transfers};
 use super::{Mailbox, clock, rows, workers};
-use crate::carrier::{CarrierConfig, CarrierError, RelayCarrier};
-use crate::config::{
-    Config, ConfigError, Home, Market, OnCancel, PermissionRule, SandboxLevel, TierPermission,
-};
+use crate::carrier::{CarrierConfig, RelayCarrier};
+use crate::config::{Config, Home, Market, OnCancel, PermissionRule, SandboxLevel, TierPermission};
 use crate::domain::policy::{Permission, Permissions, Policy, Rule, SkillFacts};
 use crate::domain::step::Input;
 use crate::identity::conversation::Conversations;
@@ -34,8 +33,8 @@ use crate::labor::sandbox::survey;
 use crate::labor::skills;
 use crate::labor::skills::Skill as _;
 use crate::labor::skills::own;
-use crate::store::{Limits, Store, StoreError, StoreOptions};
-use crate::wire::binding::{Binding, BindingError};
+use crate::store::{Limits, Store, StoreOptions};
+use crate::wire::binding::Binding;
 use crate::wire::verify::Keyring;
 
 /// A binding is signed anew at each start and holds this long.
@@ -60,63 +59,6 @@ pub struct NodeParts {
     pub identity: Identity,
     /// The owner says that no other node of this identity runs.
     pub sole: bool,
-}
-
-/// Why a node cannot start, or had to end.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum NodeError {
-    /// The store.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// Local control.
-    #[error(transparent)]
-    Control(#[from] ControlStartError),
-    /// The settings.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The carrier.
-    #[error(transparent)]
-    Carrier(#[from] CarrierError),
-    /// The keys.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// The binding.
-    #[error(transparent)]
-    Binding(#[from] BindingError),
-    /// The store belongs to another identity.
-    #[error(
-        "store.redb belongs to {npub} and the keys do not; put the key file and the store of one backup together"
-    )]
-    StoreForeign {
-        /// Whose it is.
-        npub: String,
-    },
-    /// The store is a backup as it was written.
-    #[error(
-        "store.redb is a backup that was not restored; move it out of the home and run `legion restore` on it"
-    )]
-    Unrestored,
-    /// The operating system.
-    #[error("the system refuses: {0}; check limits and the program's path")]
-    System(#[from] std::io::Error),
-}
-
-impl NodeError {
-    /// The stable code.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Store(e) => e.code(),
-            Self::Control(e) => e.code(),
-            Self::Config(e) => e.code(),
-            Self::Carrier(e) => e.code(),
-            Self::Identity(e) => e.code(),
-            Self::Binding(e) => e.code(),
-            Self::StoreForeign { .. } => "store_foreign",
-            Self::Unrestored => "backup_unrestored",
-            Self::System(_) => "system_refused",
-        }
-    }
 }
 
 /// Runs the node until SIGTERM, SIGINT or `node/stop`. `ready` hears the object of `up` once, as soon as commands work.
@@ -154,6 +96,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         let folder = home.root().join("scratch");
         tokio::spawn(async move { survey(&program, &sandbox, &folder).await })
     });
+    super::backup::refuse_unfinished(&home)?;
     let store = Arc::new(Store::open(home.store_file(), store_options())?);
     if super::backup::is_unrestored(&store)? {
         return Err(NodeError::Unrestored);
@@ -161,6 +104,12 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
     let whose = rows::claim(&store, &identity.public().npub)?;
     if whose != identity.public().npub {
         return Err(NodeError::StoreForeign { npub: whose });
+    }
+    let signed = rows::lineage(&store.view()?)?.map_or(0, |lineage| lineage.keys.len());
+    let keys = identity.proof_keys().len();
+    if keys < signed {
+        let (keys, store) = (keys.saturating_sub(1), signed.saturating_sub(1));
+        return Err(NodeError::EpochBehind { keys, store });
     }
     workers::describe(&config, &home, &program, &sandbox).await?;
     super::recovery::begin(&store, sole)?;

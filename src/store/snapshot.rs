@@ -5,6 +5,7 @@
 use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::error::{self, StoreError};
 use super::rows::{Order, Rows as _, Span, View};
@@ -26,14 +27,31 @@ pub(crate) fn copy(
     if target.exists() {
         return Err(exists());
     }
-    // Built beside the target and renamed: a copy that was cut off must not look like one.
+    // Built beside the target and renamed: a copy that was cut off must not look like one. Nobody else's file has this name.
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
     let mut part = target.as_os_str().to_owned();
-    part.push(".part");
+    part.push(format!(
+        ".{}-{}.part",
+        std::process::id(),
+        since_1970.map_or(0, |time| time.as_nanos())
+    ));
     let part = Path::new(&part);
-    if part.exists() {
-        std::fs::remove_file(part)
-            .map_err(|error| StoreError::io("remove an unfinished snapshot", &error))?;
+    let built = build(view, part, options, without, add);
+    let named = built.and_then(|copied| name(part, target).map(|()| copied));
+    if named.is_err() {
+        let _ = std::fs::remove_file(part);
     }
+    named
+}
+
+/// Writes the copy; the number of its rows.
+fn build(
+    view: &View,
+    part: &Path,
+    options: &StoreOptions,
+    without: &[Table],
+    add: impl FnOnce(&mut Txn<'_>) -> Result<(), StoreError>,
+) -> Result<u64, StoreError> {
     let database = open::create(part, options)?;
     let transaction = database
         .begin_write()
@@ -52,7 +70,13 @@ pub(crate) fn copy(
     transaction
         .commit()
         .map_err(error::redb("write the snapshot"))?;
-    drop(database);
+    Ok(copied)
+}
+
+fn name(part: &Path, target: &Path) -> Result<(), StoreError> {
+    let exists = || StoreError::TargetExists {
+        path: target.display().to_string(),
+    };
     // Linking, unlike renaming, never replaces a file that appeared meanwhile. Not every disk can: a memory stick's often cannot.
     match std::fs::hard_link(part, target) {
         Ok(()) => std::fs::remove_file(part),
@@ -61,6 +85,5 @@ pub(crate) fn copy(
         Err(_) => std::fs::rename(part, target),
     }
     .map_err(|error| StoreError::io("name the snapshot", &error))?;
-    open::sync_directory(target)?;
-    Ok(copied)
+    open::sync_directory(target)
 }

@@ -288,3 +288,75 @@ fn a_relay_is_not_needed_to_restore_a_node_without_peers() {
     reconciled(&node);
     assert_eq!(node.journaled("recovered").len(), 1);
 }
+
+/// One wrong digit in any row, and none of it is believed; nothing is left behind that a start would take for a home.
+#[test]
+fn a_damaged_backup_is_refused_whatever_is_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::init(dir.path(), "node", &[]);
+    node.up();
+    let notes = dir.path().join("b.part");
+    std::fs::write(&notes, "mine").unwrap();
+    let file = dir.path().join("b");
+    node.ok(&["backup", text(&file), "--with-keys"]);
+    assert_eq!(
+        std::fs::read(&notes).unwrap(),
+        b"mine",
+        "nobody's file is taken"
+    );
+    let whole = std::fs::read(&file).unwrap();
+    let other = node.copy("other");
+    std::fs::remove_dir_all(&other.home).unwrap();
+    let marks: [&[u8]; 3] = [b"trusted_limit_mc = 1", b"\"at_ms\":1", b"legion-backup"];
+    for mark in marks {
+        let mut bytes = whole.clone();
+        let at = whole.windows(mark.len()).position(|w| w == mark).unwrap();
+        bytes[at + mark.len() - 1] ^= 1;
+        let bad = dir.path().join("bad");
+        std::fs::write(&bad, bytes).unwrap();
+        let refused = other.fails(2, &["restore", text(&bad)]);
+        assert_eq!(refused["error"]["code"], "backup_invalid", "{refused}");
+        assert!(!other.home.join("store.redb.restoring").exists());
+    }
+    other.ok(&["restore", text(&file)]);
+}
+
+/// What a restoration that was cut off leaves is no home: its node would deal as somebody who never dealt with anybody.
+#[test]
+fn a_restoration_that_was_cut_off_is_no_home_until_it_is_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::init(dir.path(), "node", &[]);
+    node.up();
+    let file = dir.path().join("b");
+    node.ok(&["backup", text(&file)]);
+    node.kill();
+    let store = node.home.join("store.redb");
+    std::fs::rename(&store, node.home.join("store.redb.restoring")).unwrap();
+    assert_eq!(
+        node.fails(2, &["up"])["error"]["code"],
+        "restore_unfinished"
+    );
+    assert!(!store.exists());
+    node.ok(&["restore", text(&file)]);
+    node.up();
+}
+
+/// Keys made anew from the words are of the first epoch: a restored node would sign what no peer takes, and says so instead.
+#[test]
+fn keys_made_anew_are_of_the_epoch_of_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::init(dir.path(), "node", &[]);
+    node.up();
+    let file = dir.path().join("b");
+    node.ok(&["backup", text(&file), "--with-keys"]);
+    lose(&mut node, &file);
+    let keys = node.home.join("keys");
+    let words = dir.path().join("node.words");
+    let init = ["init", "--no-passphrase", "--mnemonic-file", text(&words)];
+    std::fs::remove_dir_all(&keys).unwrap();
+    node.ok(&init);
+    assert_eq!(node.fails(2, &["up"])["error"]["code"], "epoch_behind");
+    std::fs::remove_dir_all(&keys).unwrap();
+    node.ok(&[&init[..], &["--epoch", "1"]].concat());
+    node.up();
+}
