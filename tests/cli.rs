@@ -597,7 +597,7 @@ fn every_code_of_a_command_has_its_exit_code_and_next_step_in_the_table() {
         "relay",
         "carrier/types",
         "wire/binding",
-        "node/start",
+        "node/error",
     ] {
         scan(&format!("{name}.rs"), &["=>"]);
     }
