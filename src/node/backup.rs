@@ -281,6 +281,7 @@ pub fn restore<E: From<BackupError>>(
     passphrase: impl FnOnce() -> Result<Zeroizing<String>, E>,
 ) -> Result<Value, E> {
     let building = home.root().join(BUILDING);
+    let begun_before = building.exists();
     // redb does not expect what a bad disk makes of its pages.
     let began = catch_unwind(AssertUnwindSafe(|| begin(home, file, &building)));
     let began = began.unwrap_or_else(|_| {
@@ -296,9 +297,12 @@ pub fn restore<E: From<BackupError>>(
         },
         other => other,
     });
-    let began = began.inspect_err(|_| {
-        // Of no use to anybody; the error that matters is the first one.
-        let _ = fs::remove_file(&building);
+    let began = began.inspect_err(|error| {
+        // Files of the backup may be in place already, now or since an earlier try: then the mark that this is no home stays.
+        let placed = matches!(error, BackupError::Io { .. } | BackupError::Identity(_));
+        if !(placed || begun_before) {
+            let _ = fs::remove_file(&building);
+        }
     })?;
     let keys = home.keys_dir();
     let encrypted = keyfile::is_encrypted(&keys).map_err(BackupError::from)?;

@@ -337,6 +337,13 @@ fn a_restoration_that_was_cut_off_is_no_home_until_it_is_repeated() {
         "restore_unfinished"
     );
     assert!(!store.exists());
+    let bad = dir.path().join("bad");
+    std::fs::write(&bad, "no backup").unwrap();
+    node.fails(2, &["restore", text(&bad)]);
+    assert_eq!(
+        node.fails(2, &["up"])["error"]["code"],
+        "restore_unfinished"
+    );
     node.ok(&["restore", text(&file)]);
     node.up();
 }
