@@ -186,7 +186,9 @@ fn a_contact_is_no_invite_and_survives_its_own_text() {
 fn neither_debug_nor_an_error_shows_the_secret() {
     let keys = Keys::generate();
     let invite = invite(&keys);
-    assert!(!format!("{invite:?}").contains("171") && !format!("{invite:?}").contains("abab"));
+    // As bytes and as hex, each longer than the inviter's key, which is drawn anew each time, could show by chance.
+    let shown = format!("{invite:?}");
+    assert!(!shown.contains("171, 171") && !shown.contains(&"ab".repeat(8)));
     let text = invite.encode(&keys).unwrap();
     let error = Invite::decode(&text[..text.len() - 1], NOW_S).unwrap_err();
     assert!(!format!("{error} {error:?}").contains(&text[7..40]));
