@@ -107,6 +107,8 @@ pub struct Node {
     /// When another instance was last answered, and which have been told that they were heard.
     greeted_ms: Ms,
     greeted: BTreeSet<String>,
+    /// When authors of outgrown keys were last told.
+    told: BTreeMap<Npub, Ms>,
     dirty: Dirty,
     out: Step,
 }
@@ -144,6 +146,7 @@ impl Node {
             instances: instances::Instances::default(),
             greeted_ms: 0,
             greeted: BTreeSet::new(),
+            told: BTreeMap::new(),
             dirty: Dirty::default(),
             out: Step::default(),
         }

@@ -4,6 +4,7 @@
 mod copies;
 mod file;
 mod hostile;
+mod outgrown;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -2,16 +2,28 @@
 //! Whoever hears the answer to its own name knows that the other one runs now, and not only once did: a relay that repeats an
 //! old greeting cannot make that. Both then take and ask for no new work, until the owner has stopped one and says so to the
 //! other. One that is of a lower epoch was left behind by a restoration elsewhere: it alone stops.
+//!
+//! The same holds where no other node runs any more: a home made from the words alone, or restored from a backup older than the
+//! last restoration, has keys that its peers have seen outgrown. They take nothing of it, and show it the binding of the newer ones.
 
 use serde::{Deserialize, Serialize};
 
 use super::Node;
-use super::step::{Addressee, Ms, Refused, Row};
-use crate::wire::log::Hello;
+use super::meeting::described;
+use super::step::{Addressee, Incoming, Ms, Npub, Refused, Row};
+use crate::wire::log::{Hello, Outgrown};
 use crate::wire::message::Body;
 
 /// Code of what a node refuses while a copy of it runs.
 pub const IN_USE_ELSEWHERE: &str = "identity_in_use_elsewhere";
+/// Code of what a node refuses whose keys are of an epoch that is over.
+pub const EPOCH_BEHIND: &str = "epoch_behind";
+/// An author of an epoch that is over is told so this often.
+const TELL_EVERY_MS: Ms = 60_000;
+/// What it is told waits for it on its relays so long.
+const TOLD_FOR_MS: Ms = 600_000;
+/// Most authors that are told within that time.
+const TOLD_MAX: usize = 256;
 /// A name that is not ours is answered this often.
 const ANSWER_EVERY_MS: Ms = 5_000;
 /// A greeting is heard at once or not at all.
@@ -29,6 +41,20 @@ pub struct Instances {
     /// The other node, once it has shown that it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub elsewhere: Option<Elsewhere>,
+    /// What a peer has shown of later keys of ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behind: Option<Behind>,
+}
+
+/// Keys of this identity of a later epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Behind {
+    /// Their epoch.
+    pub epoch: u32,
+    /// When they were shown.
+    pub at_ms: Ms,
+    /// Who has shown them.
+    pub by: Npub,
 }
 
 /// Another node with this identity.
@@ -65,6 +91,15 @@ impl Node {
 
     /// Why no new work is asked for or taken, if another node with this identity runs.
     pub(super) fn alone(&self) -> Result<(), Refused> {
+        if let Some(behind) = self.behind() {
+            let (known, ours) = (behind.epoch, self.epoch());
+            return Err(Refused::new(
+                EPOCH_BEHIND,
+                format!(
+                    "a peer holds keys of this identity of epoch {known}, and these are of epoch {ours}: nobody takes what they sign"
+                ),
+            ));
+        }
         match &self.instances.elsewhere {
             None => Ok(()),
             Some(other) if other.epoch > self.epoch() => Err(Refused::new(
@@ -76,6 +111,11 @@ impl Node {
                 "another running node has this identity: its home was copied",
             )),
         }
+    }
+
+    /// What is known of later keys of ours than these.
+    pub fn behind(&self) -> Option<&Behind> {
+        (self.instances.behind.as_ref()).filter(|behind| behind.epoch > self.epoch())
     }
 
     fn epoch(&self) -> u32 {
@@ -138,5 +178,54 @@ impl Node {
         self.put(Row::Instances(self.instances.clone()));
         let body = serde_json::json!({"instance": hello.instance, "epoch": hello.epoch, "ours": self.epoch()});
         self.journal(IN_USE_ELSEWHERE, None, body);
+    }
+
+    /// A message came under keys that its author, who sealed it, has left: it is shown the newer ones.
+    pub(super) fn tell_outgrown(&mut self, now: Ms, incoming: &Incoming) {
+        let Some(peer) = self.peers.get(&incoming.from) else {
+            return;
+        };
+        let offered = incoming.keys.as_ref().map(|keys| keys.epoch);
+        let outgrown = |newer: &u32| offered.is_some_and(|epoch| epoch < *newer);
+        let newer = peer.binding.as_deref();
+        let Some(newer) = newer.filter(|b| outgrown(&b.statement.epoch)).cloned() else {
+            return;
+        };
+        // A home made anew may read elsewhere than the one before.
+        let mut relays = described(&incoming.body).1.cloned().unwrap_or_default();
+        relays.extend(peer.relays.iter().cloned());
+        self.told
+            .retain(|_, at| at.saturating_add(TELL_EVERY_MS) > now);
+        if self.told.len() >= TOLD_MAX || self.told.contains_key(&incoming.from) {
+            return;
+        }
+        self.told.insert(incoming.from.clone(), now);
+        let until = now.saturating_add(TOLD_FOR_MS);
+        let body = Body::Outgrown(Box::new(Outgrown { newer }));
+        self.send_peer_at(&incoming.from, &relays, body, until);
+    }
+
+    /// Somebody shows us later keys of ours.
+    pub(super) fn on_outgrown(
+        &mut self,
+        now: Ms,
+        from: &str,
+        outgrown: &Outgrown,
+    ) -> Result<(), Refused> {
+        let epoch = (self.policy.binding)
+            .outgrown_by(&outgrown.newer)
+            .map_err(|e| Refused::new(e.code(), e.to_string()))?;
+        if self.behind().is_some_and(|known| known.epoch >= epoch) {
+            return Ok(());
+        }
+        self.instances.behind = Some(Behind {
+            epoch,
+            at_ms: now,
+            by: from.to_owned(),
+        });
+        self.put(Row::Instances(self.instances.clone()));
+        let body = serde_json::json!({"epoch": epoch, "ours": self.epoch(), "by": from});
+        self.journal(EPOCH_BEHIND, None, body);
+        Ok(())
     }
 }

@@ -82,6 +82,9 @@ impl Node {
             self.meet(now, &incoming)
         };
         if let Err(refused) = news {
+            if refused.code == "binding_epoch" {
+                self.tell_outgrown(now, &incoming);
+            }
             self.out.effects.push(Effect::Dropped {
                 code: refused.code,
                 from,
@@ -110,6 +113,7 @@ impl Node {
             Body::Since(since) => self.on_since(now, &from, since),
             Body::Entries(page) => self.on_log(now, &from, page),
             Body::Hello(hello) => self.on_hello(now, &from, hello),
+            Body::Outgrown(outgrown) => self.on_outgrown(now, &from, outgrown),
             Body::Ack(_) | Body::Transfer(_) => Ok(()),
         };
         if let Err(refused) = outcome {
@@ -173,14 +177,7 @@ impl Node {
         if incoming.from == self.policy.me {
             return Ok(());
         }
-        let (lct, relays) = match &incoming.body {
-            Body::Ad(ad) => (Some(&ad.lct), Some(&ad.relays)),
-            Body::Bid(bid) => (Some(&bid.lct), Some(&bid.relays)),
-            Body::Award(a) | Body::Request(a) => (Some(&a.lct), Some(&a.relays)),
-            Body::Accept(a) => (Some(&a.lct), Some(&a.relays)),
-            Body::Offer(o) => (None, Some(&o.relays)),
-            _ => (None, None),
-        };
+        let (lct, relays) = described(&incoming.body);
         let peer = self.peer(&incoming.from);
         let mut met = peer.clone();
         if let Some(keys) = &incoming.keys {
@@ -243,6 +240,18 @@ impl Node {
     }
 }
 
+/// The name and the relays that a message's author gives itself.
+pub(super) fn described(body: &Body) -> (Option<&String>, Option<&Vec<String>>) {
+    match body {
+        Body::Ad(ad) => (Some(&ad.lct), Some(&ad.relays)),
+        Body::Bid(bid) => (Some(&bid.lct), Some(&bid.relays)),
+        Body::Award(a) | Body::Request(a) => (Some(&a.lct), Some(&a.relays)),
+        Body::Accept(a) => (Some(&a.lct), Some(&a.relays)),
+        Body::Offer(o) => (None, Some(&o.relays)),
+        _ => (None, None),
+    }
+}
+
 fn binding_of(body: &Body) -> Option<&Binding> {
     match body {
         Body::Ad(ad) => Some(&ad.binding),
@@ -267,6 +276,7 @@ fn bind(
     if let Some(old) = peer.key.clone() {
         let same = old == key && peer.x25519.as_ref() == Some(&x25519);
         if same && peer.epoch == keys.epoch {
+            keep(peer, now, keys, binding);
             return Ok(());
         }
         let binding = binding.ok_or_else(unbound)?;
@@ -290,7 +300,28 @@ fn bind(
     peer.key = Some(key);
     peer.x25519 = Some(x25519);
     peer.epoch = keys.epoch;
+    keep(peer, now, keys, binding);
     Ok(())
+}
+
+/// Keeps the binding of a later epoch than the first, to be shown to whoever still speaks under an earlier one.
+fn keep(peer: &mut Peer, now: Ms, keys: &BoundKeys, binding: Option<&Binding>) {
+    // Whoever starts often renews it often.
+    let fresh_s = 86_400;
+    let current = |b: &Binding| {
+        b.statement.epoch == keys.epoch
+            && keys.not_after_s < b.statement.not_after.saturating_add(fresh_s)
+    };
+    if keys.epoch == 0 || peer.binding.as_deref().is_some_and(current) {
+        return;
+    }
+    let kept = binding
+        .filter(|b| b.binds(keys, now / 1000))
+        .cloned()
+        .map(Binding::kept);
+    if let Some(kept) = kept {
+        peer.binding = Some(Box::new(kept));
+    }
 }
 
 fn bytes_of(text: &str) -> Result<[u8; 32], Refused> {

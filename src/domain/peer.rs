@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::step::{Ms, Npub};
+use crate::wire::binding::Binding;
 use crate::wire::market::AdSkill;
 
 /// How far a peer is trusted. The order is the order of service: own before trusted before stranger.
@@ -84,6 +85,9 @@ pub struct Peer {
     pub x25519: Option<String>,
     /// Epoch of the binding.
     pub epoch: u32,
+    /// The binding itself, where it is of a later epoch than the first: whoever still speaks under an earlier one is shown it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binding: Option<Box<Binding>>,
     /// Its LCT.
     pub lct: String,
     /// Where it reads.
@@ -114,6 +118,7 @@ impl Peer {
             key_before: None,
             x25519: None,
             epoch: 0,
+            binding: None,
             lct: String::new(),
             relays: Vec::new(),
             ad: None,

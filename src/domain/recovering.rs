@@ -123,7 +123,7 @@ impl Node {
             incoming.body,
             Body::Award(_) | Body::Request(_) | Body::Offer(_) | Body::Bid(_)
         );
-        self.holds(&incoming.from) || (work && self.instances.elsewhere.is_some())
+        self.holds(&incoming.from) || (work && self.alone().is_err())
     }
 
     /// Whether what is to be delivered to this peer must wait.

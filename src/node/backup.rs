@@ -311,6 +311,7 @@ pub fn restore<E: From<BackupError>>(
         &keys,
         passphrase.as_ref().map(|p| p.as_str()),
         &began.manifest,
+        began.known_epoch,
     )?;
     Ok(began.finish(home, &identity, now_ms)?)
 }
@@ -320,6 +321,8 @@ struct Begun {
     building: PathBuf,
     store: Store,
     manifest: Manifest,
+    /// Of keys that a peer has shown to the home that was backed up.
+    known_epoch: u32,
     kept: Vec<String>,
 }
 
@@ -350,6 +353,7 @@ fn begin(home: &Home, file: &Path, building: &Path) -> Result<Begun, BackupError
         return Err(invalid("its parts belong to two identities"));
     }
     let files = view.range_bytes(Table::Meta, Span::prefix(FILE), FILES_MAX, Order::Ascending)?;
+    let known_epoch = rows::instances(&view)?.behind.map_or(0, |b| b.epoch);
     drop(view);
     let files = files.into_iter().map(|(key, bytes)| {
         let name = String::from_utf8_lossy(key.get(FILE.len()..).unwrap_or_default());
@@ -375,6 +379,7 @@ fn begin(home: &Home, file: &Path, building: &Path) -> Result<Begun, BackupError
         building: building.to_owned(),
         store,
         manifest,
+        known_epoch,
         kept,
     })
 }
@@ -413,9 +418,11 @@ fn raise(
     keys: &Path,
     passphrase: Option<&str>,
     manifest: &Manifest,
+    known_epoch: u32,
 ) -> Result<Identity, BackupError> {
     is_of(&keyfile::open(keys, passphrase)?.public().npub, manifest)?;
-    Ok(keyfile::raise_epoch(keys, passphrase, manifest.epoch)?)
+    let above = manifest.epoch.max(known_epoch);
+    Ok(keyfile::raise_epoch(keys, passphrase, above)?)
 }
 
 fn is_of(npub: &str, manifest: &Manifest) -> Result<(), BackupError> {

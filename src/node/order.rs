@@ -117,6 +117,7 @@ fn message_name(body: &Body) -> &'static str {
         Body::Transfer(_) => "transfer",
         Body::Since(_) | Body::Entries(_) => "log",
         Body::Hello(_) => "hello",
+        Body::Outgrown(_) => "outgrown",
     }
 }
 

@@ -205,7 +205,7 @@ impl Presence {
         let pools = self.pools.names();
         self.mailbox.post(Mail::Query(Box::new(move |node, _| {
             let skills = &node.policy().skills;
-            if skills.is_empty() {
+            if skills.is_empty() || node.behind().is_some() {
                 return;
             }
             let now = clock::now_ms();

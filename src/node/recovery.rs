@@ -13,7 +13,7 @@ use super::delivery::Tell;
 use super::order::{Arrival, Mail, Order};
 use super::rows::{self, Parcel};
 use crate::domain::engagement::{self, Engagement};
-use crate::domain::instances::IN_USE_ELSEWHERE;
+use crate::domain::instances::{EPOCH_BEHIND, IN_USE_ELSEWHERE};
 use crate::domain::job::{AwardRow, AwardState, Job, Phase};
 use crate::domain::ledger::State as Money;
 use crate::domain::step::{Addressee, Change, Input};
@@ -35,6 +35,9 @@ const BLURRED_BYTES: usize = 6;
 /// What ended this long before the backup is in it.
 const MARGIN_MS: u64 = 3_600_000;
 
+/// What an owner reads of keys that are of an epoch that is over.
+const BEHIND: &str = "later keys of this identity are known to a peer, and nobody takes what these sign: no new work is asked for or taken; in a new home, `legion init --mnemonic-file F --epoch N`, then `legion restore` the newest backup";
+
 /// Whether every entry and proof of a page is signed by the key that it names.
 ///
 /// # Errors
@@ -55,10 +58,14 @@ pub(super) fn check_signatures(page: &LogEntries) -> Result<(), &'static str> {
 ///
 /// # Errors
 /// The store's.
-pub(super) fn begin(store: &Store, sole: bool) -> Result<(), StoreError> {
+pub(super) fn begin(store: &Store, sole: bool, epoch: u32) -> Result<(), StoreError> {
     let mut name = [0u8; 16];
     getrandom::fill(&mut name).map_err(|error| StoreError::dropped(error.to_string()))?;
     let instances = rows::begin_instance(store, hex::encode(name), sole)?;
+    if let Some(behind) = instances.behind.as_ref().filter(|b| b.epoch > epoch) {
+        let (code, known) = (EPOCH_BEHIND, behind.epoch);
+        tracing::error!(code, known, ours = epoch, "{BEHIND}");
+    }
     if let Some(other) = &instances.elsewhere {
         let (code, instance) = (IN_USE_ELSEWHERE, &other.instance);
         tracing::error!(
@@ -82,6 +89,7 @@ pub(super) fn log(changes: &[Change]) {
                 %body,
                 "another node of this identity runs: no new work is asked for or taken; stop one of them for good, then `legion up --sole` on the other"
             ),
+            EPOCH_BEHIND => tracing::error!(code = kind, %body, "{BEHIND}"),
             "recovering" => {
                 tracing::warn!(%body, "restored from a backup: the peers are asked what this node has forgotten")
             }

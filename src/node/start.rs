@@ -112,7 +112,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         return Err(NodeError::EpochBehind { keys, store });
     }
     workers::describe(&config, &home, &program, &sandbox).await?;
-    super::recovery::begin(&store, sole)?;
+    super::recovery::begin(&store, sole, identity.public().epoch)?;
     let confined = match survey {
         Some(survey) => survey.await.ok(),
         None => None,

@@ -315,6 +315,14 @@ pub fn recovery(node: &Node) -> Value {
     json!({"since_ms": recovery.since_ms, "open": recovery.open, "until_ms": recovery.until_ms, "peers": peers})
 }
 
+/// What a peer has shown of later keys of this identity; null where these are the latest.
+pub fn behind(node: &Node) -> Value {
+    node.behind().map_or(Value::Null, |behind| {
+        let ours = node.policy().binding.statement.epoch;
+        json!({"epoch": ours, "known": behind.epoch, "at_ms": behind.at_ms, "by": npub(&behind.by)})
+    })
+}
+
 /// The credit granted, where it is a number: the owner's own nodes have no limit.
 fn limit(node: &Node, tier: Tier, key: &str) -> Option<u64> {
     let peer = node.peers().get(key)?;

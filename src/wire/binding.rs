@@ -35,6 +35,7 @@ pub struct Binding {
 
 /// Most signatures of earlier epochs in a binding.
 const EARLIER_MAX: usize = 7;
+const SIGNATURE_BYTES: usize = 64;
 
 /// The fields that are signed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -209,14 +210,7 @@ impl Binding {
                 not_after_s: statement.not_after,
             });
         }
-        let keys = BoundKeys {
-            nostr: *author,
-            ed25519: fixed_hex(&statement.ed25519, "ed25519")?,
-            x25519: fixed_hex(&statement.x25519, "x25519")?,
-            peer_id: statement.peer_id.clone(),
-            epoch: statement.epoch,
-            not_after_s: statement.not_after,
-        };
+        let keys = self.stated(author)?;
         let peer =
             PeerId::from_str(&statement.peer_id).map_err(|_| BindingError::Malformed("peer_id"))?;
         let libp2p = peer_id_ed25519(&peer).ok_or(BindingError::Malformed("peer_id"))?;
@@ -232,6 +226,53 @@ impl Binding {
             return Err(BindingError::Signature("libp2p"));
         }
         Ok(keys)
+    }
+
+    /// Whether these keys, and no others, are bound by it.
+    pub fn binds(&self, keys: &BoundKeys, now_s: u64) -> bool {
+        self.verify(&keys.nostr, now_s)
+            .is_ok_and(|bound| bound == *keys)
+    }
+
+    /// The keys as they stand there, unverified.
+    fn stated(&self, author: &PublicKey) -> Result<BoundKeys, BindingError> {
+        let statement = &self.statement;
+        Ok(BoundKeys {
+            nostr: *author,
+            ed25519: fixed_hex(&statement.ed25519, "ed25519")?,
+            x25519: fixed_hex(&statement.x25519, "x25519")?,
+            peer_id: statement.peer_id.clone(),
+            epoch: statement.epoch,
+            not_after_s: statement.not_after,
+        })
+    }
+
+    /// The epoch of `newer`, if it says for certain that this binding, our own, is of an epoch that is over: the same owner
+    /// has signed it, and our proof key of this epoch too. When it ends does not matter, for what was signed was signed.
+    ///
+    /// # Errors
+    /// As [`Binding::succeeds`]; `binding_epoch` also for our own epoch.
+    pub fn outgrown_by(&self, newer: &Self) -> Result<u32, BindingError> {
+        let author = PublicKey::from_hex(&self.statement.nostr)
+            .map_err(|_| BindingError::Malformed("nostr"))?;
+        let known = self.stated(&author)?;
+        let keys = newer.succeeds(&known, 0)?;
+        match keys.epoch > known.epoch {
+            true => Ok(keys.epoch),
+            false => Err(BindingError::EpochReplayed {
+                offered: keys.epoch,
+                known: known.epoch,
+            }),
+        }
+    }
+
+    /// The same binding without what no reader looks at: what is kept of a foreign one is no longer than one of ours.
+    pub fn kept(mut self) -> Self {
+        let sane = |signature: &String| signature.len() == 2 * SIGNATURE_BYTES;
+        self.sig_previous = self.sig_previous.filter(sane);
+        self.sig_earlier.truncate(EARLIER_MAX);
+        self.sig_earlier.retain(sane);
+        self
     }
 
     /// [`Binding::verify`] for a peer whose keys are `known`: the same epoch must name the same keys (a renewal may only change

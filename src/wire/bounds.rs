@@ -156,6 +156,8 @@ pub fn check(body: &Body, now_ms: u64) -> Result<(), MessageError> {
             let ids = [Some(&hello.instance), hello.answers.as_ref()];
             within("instance", ids.into_iter().flatten().all(|id| task(id)))
         }
+        // Its signatures are the measure of it.
+        Body::Outgrown(_) => Ok(()),
         Body::Transfer(transfer) => within("transfer", transfer.is_sane()),
     }
 }
@@ -252,7 +254,8 @@ pub fn keep_public_relays(body: &mut Body) {
         | Body::Transfer(_)
         | Body::Since(_)
         | Body::Entries(_)
-        | Body::Hello(_) => return,
+        | Body::Hello(_)
+        | Body::Outgrown(_) => return,
     };
     relays.retain(|url| is_public_relay(url));
     relays.truncate(MAX_RELAYS);

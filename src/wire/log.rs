@@ -2,7 +2,8 @@
 //! node that was restored from a backup learns by it what it has forgotten. Nothing in an answer is believed for having been
 //! sent: entries and proofs count by their signatures, terms by the hash that a signed entry names.
 //!
-//! And `instance/hello`, which a node says to itself, so that a copy of its home hears it.
+//! And `instance/hello`, which a node says to itself, so that a copy of its home hears it; and `instance/outgrown`, by which an
+//! author of an epoch that is over hears that it is over.
 
 use serde::{Deserialize, Serialize};
 
@@ -100,4 +101,12 @@ pub struct Hello {
     pub epoch: u32,
     /// The instance that this one answers: it was heard, so both run now.
     pub answers: Option<String>,
+}
+
+/// `instance/outgrown`: the answer to a message under keys of an epoch that its author has left. Whoever says it need not be
+/// believed: the author's own keys, those of the message among them, have signed what it shows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outgrown {
+    /// The newest binding of the message's author that the sender knows.
+    pub newer: Binding,
 }

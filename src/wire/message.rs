@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use super::entry::Entry;
-use super::log::{Hello, LogEntries, LogSince};
+use super::log::{Hello, LogEntries, LogSince, Outgrown};
 use super::market::{Accept, Ad, Award, Bid, Decline, Offer, Withdraw};
 use super::proof::{Evidence, Proof};
 use super::transfer::{Detached, Transfer};
@@ -106,6 +106,8 @@ pub enum Body {
     Entries(Box<LogEntries>),
     /// `instance/hello`: from a node to itself.
     Hello(Hello),
+    /// `instance/outgrown`: the reader's keys are of an epoch that is over.
+    Outgrown(Box<Outgrown>),
 }
 
 /// `ack`: rumor ids (hex) whose effects are durable at the receiver. At most 64 at a time.
@@ -247,12 +249,17 @@ impl Body {
             Self::Since(_) => "log/since",
             Self::Entries(_) => "log/entries",
             Self::Hello(_) => "instance/hello",
+            Self::Outgrown(_) => "instance/outgrown",
         }
     }
 
-    /// Whether it is about what was signed, and not about work: heard and sent also while a node is being restored.
+    /// Whether it is about what was signed, or by which keys, and not about work: heard and sent also while a node is being
+    /// restored.
     pub fn is_log(&self) -> bool {
-        matches!(self, Self::Since(_) | Self::Entries(_) | Self::Hello(_))
+        matches!(
+            self,
+            Self::Since(_) | Self::Entries(_) | Self::Hello(_) | Self::Outgrown(_)
+        )
     }
 
     /// The signed history entry that the message carries, if its kind has one.
@@ -277,7 +284,8 @@ impl Body {
             | Self::Transfer(_)
             | Self::Since(_)
             | Self::Entries(_)
-            | Self::Hello(_) => None,
+            | Self::Hello(_)
+            | Self::Outgrown(_) => None,
         }
     }
 
@@ -303,7 +311,8 @@ impl Body {
             | Self::Transfer(_)
             | Self::Since(_)
             | Self::Entries(_)
-            | Self::Hello(_) => None,
+            | Self::Hello(_)
+            | Self::Outgrown(_) => None,
         }
     }
 
@@ -333,6 +342,7 @@ impl Body {
             "log/since" => Self::Since(shape(params)?),
             "log/entries" => Self::Entries(shape(params)?),
             "instance/hello" => Self::Hello(shape(params)?),
+            "instance/outgrown" => Self::Outgrown(shape(params)?),
             "transfer/chunk" => Self::Transfer(Box::new(Transfer::Chunk(shape(params)?))),
             "transfer/have" => Self::Transfer(Box::new(Transfer::Have(shape(params)?))),
             "transfer/ask" => Self::Transfer(Box::new(Transfer::Ask(shape(params)?))),

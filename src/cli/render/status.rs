@@ -130,6 +130,9 @@ fn waiting(view: &Value) -> String {
     if view.get("elsewhere").is_some_and(Value::is_object) {
         text.push_str("ANOTHER NODE HAS THIS IDENTITY: no new work; stop the other one for good, then `legion up --sole`\n");
     }
+    if let Some(known) = view.pointer("/epoch_behind/known").and_then(Value::as_u64) {
+        text.push_str(&format!("THESE KEYS ARE OF AN EPOCH THAT IS OVER: no new work, nobody hears this node; in a new home, `legion init --mnemonic-file F --epoch {known}`, then `legion restore` the newest backup\n"));
+    }
     text
 }
 

@@ -358,7 +358,7 @@ const BACKUPS: &[Row] = &[
     (
         "epoch_behind",
         FAULTY,
-        "make the key file at the store's epoch: `legion init --mnemonic-file F --epoch N`",
+        "make the key file of the epoch named with `legion init --mnemonic-file F --epoch N`: here where the store names it, in a new home where a peer does, and restore the newest backup there",
     ),
     (
         "backup_keyless",
