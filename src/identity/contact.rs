@@ -29,10 +29,18 @@ pub struct Contact {
     pub sig_libp2p: [u8; 64],
     /// Relays where the node reads.
     pub relays: Vec<String>,
+    /// The binding's signatures by proof keys of earlier epochs, for a reader who knows one of them: the newest, the first, and then
+    /// from the newest on. A contact of the first epoch has none, nor has one of a version before they were known.
+    pub sigs_former: Vec<[u8; 64]>,
 }
 
+/// Signatures of earlier epochs that are worth a relay's place.
+const SIGS_BEFORE_RELAYS: usize = 2;
+const SIG_BYTES: usize = 64;
+
 impl Contact {
-    /// The `legion1…` text. Relays that do not fit are left out.
+    /// The `legion1…` text. Relays and signatures of earlier epochs that do not fit are left out; there is a place for one relay
+    /// before any of these, and for two of these before further relays.
     ///
     /// # Errors
     /// `contact_malformed` for a name of more than 255 bytes.
@@ -48,7 +56,18 @@ impl Contact {
         writer.bytes(&self.epoch.to_be_bytes());
         writer.bytes(&self.sig_ed25519);
         writer.bytes(&self.sig_libp2p);
-        writer.relays(&self.relays);
+        let first = self.relays.first().map_or(0, |relay| 1 + relay.len());
+        let room = writer.room().saturating_sub(2 + first) / SIG_BYTES;
+        let before = room.min(self.sigs_former.len()).min(SIGS_BEFORE_RELAYS);
+        writer.relays(&self.relays, before * SIG_BYTES + before.min(1));
+        let room = writer.room().saturating_sub(1) / SIG_BYTES;
+        let sigs = self.sigs_former.get(..room).unwrap_or(&self.sigs_former);
+        if !sigs.is_empty() {
+            writer.bytes(&[u8::try_from(sigs.len()).unwrap_or(u8::MAX)]);
+            for signature in sigs {
+                writer.bytes(signature);
+            }
+        }
         writer.sign(keys).map(|text| text.to_string())
     }
 
@@ -59,7 +78,7 @@ impl Contact {
     /// `contact_signature`, `contact_expired`.
     pub fn decode(text: &str, now_s: u64) -> Result<Self, IdentityError> {
         let mut reader = Reader::open(Kind::Contact, text, now_s)?;
-        let contact = Self {
+        let mut contact = Self {
             nostr: reader.author,
             expires_at_s: reader.expires_at_s,
             lct: reader.text()?,
@@ -70,7 +89,13 @@ impl Contact {
             sig_ed25519: reader.array()?,
             sig_libp2p: reader.array()?,
             relays: reader.relays()?,
+            sigs_former: Vec::new(),
         };
+        if reader.left() > 0 {
+            let [count] = reader.array()?;
+            let sigs = (0..count).map(|_| reader.array());
+            contact.sigs_former = sigs.collect::<Result<_, _>>()?;
+        }
         reader.end()?;
         Ok(contact)
     }

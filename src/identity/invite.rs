@@ -44,7 +44,7 @@ impl Invite {
         writer.bytes(&self.epoch.to_be_bytes());
         writer.bytes(self.secret.as_bytes());
         writer.bytes(&self.before_until_s.to_be_bytes());
-        writer.relays(&self.relays);
+        writer.relays(&self.relays, 0);
         writer.sign(keys)
     }
 

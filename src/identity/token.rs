@@ -95,13 +95,18 @@ impl Writer {
         }
     }
 
-    /// As many of the relays as still fit, the first ones first.
-    pub(crate) fn relays(&mut self, relays: &[String]) {
+    /// Bytes that still fit before the signature.
+    pub(crate) fn room(&self) -> usize {
+        MAX_BYTES.saturating_sub(self.bytes.len() + SIGNATURE_BYTES)
+    }
+
+    /// As many of the relays as still fit, the first ones first; `reserved` bytes are left for what follows them.
+    pub(crate) fn relays(&mut self, relays: &[String], reserved: usize) {
         let count_at = self.bytes.len();
         self.bytes.push(0);
         let mut count = 0u8;
         for relay in relays.iter().filter(|relay| relay.len() <= 255) {
-            let fits = self.bytes.len() + 1 + relay.len() + SIGNATURE_BYTES <= MAX_BYTES;
+            let fits = 1 + relay.len() + reserved <= self.room();
             if fits && usize::from(count) < MAX_RELAYS {
                 self.text(relay);
                 count += 1;
@@ -209,6 +214,11 @@ impl Reader {
             return Err(self.kind.refuse(Fault::Malformed));
         }
         (0..count).map(|_| self.text()).collect()
+    }
+
+    /// Bytes that were not read yet.
+    pub(crate) fn left(&self) -> usize {
+        self.end.saturating_sub(self.at)
     }
 
     /// To be called when everything was read: what stands beyond was written by nobody of this version.

@@ -23,7 +23,7 @@ pub(super) fn show(
     relays: Vec<String>,
     now_s: u64,
 ) -> Result<Value, NodeError> {
-    let binding = Binding::sign(identity, now_s + BINDING_S, None)?;
+    let binding = Binding::sign_lasting(identity, now_s + BINDING_S)?;
     let statement = &binding.statement;
     let peer_id = statement.peer_id.parse().ok();
     let public = identity.public();
@@ -40,6 +40,7 @@ pub(super) fn show(
         sig_ed25519: fixed(&binding.sig_ed25519)?,
         sig_libp2p: fixed(&binding.sig_libp2p)?,
         relays,
+        sigs_former: sigs_former(&binding)?,
     };
     let text = contact.encode(identity.nostr())?;
     // What the text holds counts, not what was wished: relays that did not fit are not in it.
@@ -65,6 +66,7 @@ pub(super) fn read(text: &str, now_s: u64) -> Result<Option<Introduction>, NodeE
     };
     let lct: Lct = contact.lct.parse().map_err(|_| malformed())?;
     let libp2p = ed25519::PublicKey::try_from_bytes(&contact.libp2p).map_err(|_| malformed())?;
+    let mut former = contact.sigs_former.iter().map(hex::encode);
     let binding = Binding {
         statement: Statement {
             v: 1,
@@ -80,8 +82,8 @@ pub(super) fn read(text: &str, now_s: u64) -> Result<Option<Introduction>, NodeE
         },
         sig_ed25519: hex::encode(contact.sig_ed25519),
         sig_libp2p: hex::encode(contact.sig_libp2p),
-        sig_previous: None,
-        sig_earlier: Vec::new(),
+        sig_previous: former.next(),
+        sig_earlier: former.collect(),
     };
     let keys = binding.verify(&contact.nostr, now_s)?;
     Ok(Some(Introduction {
@@ -91,6 +93,16 @@ pub(super) fn read(text: &str, now_s: u64) -> Result<Option<Introduction>, NodeE
         keys,
         binding,
     }))
+}
+
+/// A reader has met the node under one of its earlier epochs: most likely under the last, or before it was ever restored.
+fn sigs_former(binding: &Binding) -> Result<Vec<[u8; 64]>, BindingError> {
+    let (first, between) = match binding.sig_earlier.split_last() {
+        Some((first, between)) => (Some(first), between),
+        None => (None, &[][..]),
+    };
+    let all = binding.sig_previous.iter().chain(first).chain(between);
+    all.map(|signature| fixed(signature)).collect()
 }
 
 fn fixed<const N: usize>(text: &str) -> Result<[u8; N], BindingError> {
@@ -134,6 +146,71 @@ mod tests {
         );
         assert!(read(&ada.public().npub, NOW_S).unwrap().is_none());
         assert!(read("", NOW_S).unwrap().is_none());
+    }
+
+    /// The owner's node at this epoch, as a reader knows it.
+    fn restored<const N: usize>(epochs: [u32; N], lct: &str) -> [Identity; N] {
+        let words = Mnemonic::generate().unwrap();
+        epochs.map(|epoch| Identity::derive(&words, lct.parse().unwrap(), epoch).unwrap())
+    }
+
+    #[test]
+    fn a_restored_node_is_known_again_by_its_contact() {
+        let relays: Vec<String> = (0..9)
+            .map(|n| format!("wss://relay{n}.example.org"))
+            .collect();
+        let long = "n".repeat(64);
+        let name = format!("lct:web4:agent:{long}@{long}#{long}");
+        for (lct, knows, least_relays) in [
+            ("lct:web4:agent:ada@attic#worker", &[0, 5][..], 3),
+            // What a person chose as a name comes first, and somewhere to be reached second.
+            (&name, &[][..], 1),
+        ] {
+            let [zeroth, fourth, fifth, sixth] = restored([0, 4, 5, 6], lct);
+            let shown = show(&sixth, relays.clone(), NOW_S).unwrap();
+            let text = shown["contact"].as_str().unwrap();
+            assert!(text.len() <= token::MAX_CHARS);
+            assert!(shown["relays"].as_array().unwrap().len() >= least_relays);
+            let known = read(text, NOW_S).unwrap().unwrap();
+            for met in [&zeroth, &fourth, &fifth] {
+                let author = met.nostr().public_key();
+                let before = Binding::sign(met, NOW_S + 60, None).unwrap();
+                let before = before.verify(&author, NOW_S).unwrap();
+                let taken = known.binding.succeeds(&before, NOW_S);
+                let epoch = met.public().epoch;
+                assert_eq!(taken.is_ok(), knows.contains(&epoch), "{lct} {epoch}");
+            }
+        }
+        // With one relay there is room for more of them.
+        let [fourth, sixth] = restored([4, 6], "lct:web4:agent:ada@attic#worker");
+        let shown = show(&sixth, relays[..1].to_vec(), NOW_S).unwrap();
+        let known = read(shown["contact"].as_str().unwrap(), NOW_S);
+        let before = Binding::sign(&fourth, NOW_S + 60, None).unwrap();
+        let before = before.verify(&fourth.nostr().public_key(), NOW_S).unwrap();
+        assert!(
+            known
+                .unwrap()
+                .unwrap()
+                .binding
+                .succeeds(&before, NOW_S)
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn a_contact_of_the_older_form_is_still_read() {
+        let [fourth] = restored([4], "lct:web4:agent:ada@attic#worker");
+        let mut older = Contact::decode(&text(&fourth), NOW_S).unwrap();
+        assert_eq!(older.sigs_former.len(), 3);
+        older.sigs_former.clear();
+        let older = older.encode(fourth.nostr()).unwrap();
+        let known = read(&older, NOW_S).unwrap().unwrap();
+        assert_eq!((known.keys.epoch, known.binding.sig_previous), (4, None));
+        // Of the first epoch there is only the one form.
+        let ada = identity();
+        let first = Contact::decode(&text(&ada), NOW_S).unwrap();
+        assert!(first.sigs_former.is_empty());
+        assert!(older.len() < text(&fourth).len() && text(&ada).len() == older.len());
     }
 
     #[test]

@@ -101,3 +101,41 @@ fn a_home_made_from_the_words_alone_hears_that_its_epoch_is_over() {
     let task = ask(&pair.asker, Some(&pair.worker.npub), 8);
     ended(&pair.asker, &task, "completed");
 }
+
+/// Who was away meanwhile learns the new keys from the text that its friend sends.
+#[test]
+fn the_contact_of_a_restored_node_is_taken_by_who_knew_it_before() {
+    let mut pair = Pair::start(|_, _| {});
+    work(&pair, 1, 0);
+    let dir = tempfile::tempdir().unwrap();
+    let url = pair.relay.as_ref().unwrap().url.clone();
+    let mut friend = Node::init(dir.path(), "friend", &[&url]);
+    let trusted = ["--tier", "trusted"];
+    let introduce = |friend: &Node, asker: &Node| {
+        let contact = asker.ok(&["contact"])["contact"].clone();
+        let contact = contact.as_str().unwrap();
+        friend.ok(&[&["peers", "trust", contact][..], &trusted].concat())
+    };
+    friend.up();
+    introduce(&friend, &pair.asker);
+    friend.kill();
+    for name in ["first", "second"] {
+        let file = backup(&pair.asker, name);
+        lose(&mut pair.asker, &file);
+        pair.asker.up();
+        reconciled(&pair.asker);
+    }
+    // The asker advertises nothing: but for the text, the friend has not heard of it since.
+    friend.up();
+    introduce(&friend, &pair.asker);
+    introduce(&pair.asker, &friend);
+    for (from, to) in [(&pair.asker, &friend), (&friend, &pair.asker)] {
+        let task = ask(from, Some(&to.npub), 7);
+        ended(from, &task, "completed");
+    }
+    let dropped = friend.ok(&["status"])["dropped"].clone();
+    for code in ["key_unbound", "rotation_unsigned", "binding_conflict"] {
+        assert_eq!(dropped[code], Value::Null, "{dropped}");
+    }
+    assert_eq!(friend.journaled("keys_rotated"), Vec::<Value>::new());
+}

@@ -145,7 +145,7 @@ fn fields_that_its_author_signed_are_checked_all_the_same() {
         writer.bytes(&1u32.to_be_bytes());
         writer.bytes(&[9; 32]);
         writer.bytes(&0u64.to_be_bytes());
-        writer.relays(&[]);
+        writer.relays(&[], 0);
         writer.bytes(&extra);
         assert_eq!(code(&writer.sign(&keys).unwrap()), "invite_malformed");
     }
@@ -168,6 +168,7 @@ fn a_contact_is_no_invite_and_survives_its_own_text() {
         sig_ed25519: [4; 64],
         sig_libp2p: [5; 64],
         relays: vec!["wss://a.example".into()],
+        sigs_former: Vec::new(),
     };
     let text = contact.encode(&keys).unwrap();
     assert_eq!(Contact::decode(&text, NOW_S).unwrap(), contact);
