@@ -100,7 +100,7 @@ impl Node {
                 ),
             ));
         }
-        match &self.instances.elsewhere {
+        match self.elsewhere() {
             None => Ok(()),
             Some(other) if other.epoch > self.epoch() => Err(Refused::new(
                 IN_USE_ELSEWHERE,
@@ -111,6 +111,11 @@ impl Node {
                 "another running node has this identity: its home was copied",
             )),
         }
+    }
+
+    /// The other node of this identity, if it stops this one: a later restoration of this home leaves it behind, and it stops alone.
+    pub fn elsewhere(&self) -> Option<&Elsewhere> {
+        (self.instances.elsewhere.as_ref()).filter(|other| other.epoch >= self.epoch())
     }
 
     /// What is known of later keys of ours than these.

@@ -438,7 +438,7 @@ impl Handlers {
                 "outbox": {"waiting": outbox.waiting, "untaken": outbox.untaken}, "dropped": counters.dropped,
                 "transfers": {"incoming": moving.incoming, "outgoing": moving.outgoing, "done_bytes": moving.done_bytes, "bytes": moving.bytes,
                               "chunks_sent": moving.chunks_sent, "chunks_resent": moving.chunks_resent, "chunks_new": moving.chunks_new}, "commits": counters.commits,
-                "store_bytes": store.file_bytes()?, "recovering": view::recovery(node), "elsewhere": node.instances().elsewhere,
+                "store_bytes": store.file_bytes()?, "recovering": view::recovery(node), "elsewhere": node.elsewhere(),
                 "epoch_behind": view::behind(node),
             }))
         })

@@ -66,7 +66,7 @@ pub(super) fn begin(store: &Store, sole: bool, epoch: u32) -> Result<(), StoreEr
         let (code, known) = (EPOCH_BEHIND, behind.epoch);
         tracing::error!(code, known, ours = epoch, "{BEHIND}");
     }
-    if let Some(other) = &instances.elsewhere {
+    if let Some(other) = instances.elsewhere.as_ref().filter(|o| o.epoch >= epoch) {
         let (code, instance) = (IN_USE_ELSEWHERE, &other.instance);
         tracing::error!(
             code,

@@ -116,6 +116,25 @@ fn of_two_epochs_the_lower_one_stops() {
     assert!(!refused(&mut hall));
 }
 
+/// Keys raised above what was heard of: whoever that was stops alone, whether it still runs or not.
+#[test]
+fn what_was_heard_of_an_earlier_epoch_stops_nobody_for_ever() {
+    let mut hall = named();
+    hello(&mut hall, OTHER, 1, None);
+    let heard = hall.nodes[0].instances().clone();
+    for (epoch, stopped) in [(0, true), (1, true), (2, false)] {
+        let mut hall = Hall::with(2, |at, policy| {
+            policy.binding.statement.epoch = if at == 0 { epoch } else { 0 };
+        });
+        hall.nodes[0].recall(Row::Instances(heard.clone()));
+        assert_eq!(hall.nodes[0].elsewhere().is_some(), stopped);
+        let ask = crate::sim::world::ask(1, Route::Own, 60_000, 5);
+        let step = hall.give(0, Input::Ask(Box::new(ask)));
+        let refused = |e: &Effect| matches!(e, Effect::Asked(Err(_)));
+        assert_eq!(step.effects.iter().any(refused), stopped, "{epoch}");
+    }
+}
+
 fn restored(hall: &mut Hall) -> Step {
     hall.nodes[0].recall(Row::Lineage(Lineage::restored(hall.now, Vec::new())));
     hall.nodes[0].recall(Row::Recovery(Box::new(Recovery {
