@@ -107,6 +107,8 @@ pub struct Node {
     /// When another instance was last answered, and which have been told that they were heard.
     greeted_ms: Ms,
     greeted: BTreeSet<String>,
+    /// Tasks that a peer has told of in its answer to a restored node.
+    told_tasks: BTreeMap<Npub, BTreeSet<u128>>,
     /// When authors of outgrown keys were last told.
     told: BTreeMap<Npub, Ms>,
     dirty: Dirty,
@@ -146,6 +148,7 @@ impl Node {
             instances: instances::Instances::default(),
             greeted_ms: 0,
             greeted: BTreeSet::new(),
+            told_tasks: BTreeMap::new(),
             told: BTreeMap::new(),
             dirty: Dirty::default(),
             out: Step::default(),

@@ -2,6 +2,7 @@
 
 mod claims;
 mod crowd;
+mod endless;
 mod greed;
 mod history;
 mod hops;

@@ -143,7 +143,7 @@ impl Node {
         facts
     }
 
-    fn is_own_key(&self, key: &str) -> bool {
+    pub(super) fn is_own_key(&self, key: &str) -> bool {
         self.policy.key == key || self.lineage.keys.iter().any(|own| own == key)
     }
 

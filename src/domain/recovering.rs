@@ -5,18 +5,20 @@
 //! messages are taken: relays and senders keep them. Then the node goes on; an account whose peer has not answered stays
 //! frozen until it does, or until the owner takes it as it stands.
 
+mod pages;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::Node;
-use super::engagement::{self, Engagement, Stage, StopWhy};
+use super::engagement::{Engagement, Stage, StopWhy};
 use super::job::{AwardState, Job, Phase, Reason, Route, TaskState};
 use super::ledger::{SELF, State as Money};
 use super::peer::Tier;
 use super::step::{Effect, Incoming, Ms, Npub, Refused, Row, TaskId};
 use crate::wire::entry::{Act, Entry};
-use crate::wire::log::{LogEntries, LogSince, NAMED_MAX, NAMED_ONLY, Named};
+use crate::wire::log::{LogSince, NAMED_MAX, NAMED_ONLY, Named};
 use crate::wire::market::Withdraw;
 use crate::wire::message::{Body, News, Update, WorkResult};
 
@@ -25,10 +27,6 @@ const ASK_AGAIN_MS: Ms = 5_000;
 const ASK_AGAIN_MAX_MS: Ms = 6 * 3_600_000;
 /// A question is worth delivering this long after the next one is due.
 const STALE_MS: Ms = 600_000;
-/// Pages that one peer may ask for in a minute.
-const PAGES_PER_MIN: u32 = 1_200;
-/// Most pages of one peer's answer.
-const PAGES_MAX: u32 = 200_000;
 /// Awards of a task that may have been made and forgotten.
 const AWARDS_FORGOTTEN: u32 = 64;
 
@@ -79,9 +77,12 @@ pub struct Asked {
     pub named: BTreeSet<Named>,
     /// How many awards of its answer had something new.
     pub adopted: u32,
-    /// Pages that it has sent.
+    /// Pages of it that told nothing new.
     #[serde(default)]
-    pub pages: u32,
+    pub idle: u32,
+    /// It tells nothing new without end, and is not asked any more: its account stays frozen until the owner takes it as it stands.
+    #[serde(default)]
+    pub endless: bool,
 }
 
 /// What remains of a restoration for good: nothing that this identity signs can meet what it signed before, and forgot.
@@ -271,7 +272,7 @@ impl Node {
     /// When a restored node has something to do by itself.
     pub(super) fn recovery_wake_ms(&self) -> Option<Ms> {
         let recovery = self.recovery.as_ref()?;
-        let asks = recovery.peers.values();
+        let asks = recovery.peers.values().filter(|a| !a.endless);
         let asks = asks.map(|a| a.asked_ms.saturating_add(pause_ms(a))).min();
         let until = recovery.open.then_some(recovery.until_ms);
         asks.into_iter().chain(until).filter(|at| *at > 0).min()
@@ -287,7 +288,7 @@ impl Node {
         let late = recovery.open && now >= recovery.until_ms;
         let mut due = Vec::new();
         for (npub, asked) in &mut recovery.peers {
-            if now >= asked.asked_ms.saturating_add(pause_ms(asked)) {
+            if !asked.endless && now >= asked.asked_ms.saturating_add(pause_ms(asked)) {
                 asked.tries = asked.tries.saturating_add(1);
                 due.push(npub.clone());
             }
@@ -301,124 +302,15 @@ impl Node {
         self.keep_recovery();
     }
 
-    /// A peer asks what was signed between us. Whoever nothing was signed with has no reason to.
-    pub(super) fn on_since(
-        &mut self,
-        now: Ms,
-        from: &str,
-        since: &LogSince,
-    ) -> Result<(), Refused> {
-        let known = self.peer(from).tier != Tier::Stranger
-            || self.ledger.accounts().any(|a| a.npub == from)
-            || self.work.values().any(|w| w.requester == from)
-            || (self.jobs.values()).any(|j| j.awards.iter().any(|a| a.executor == from));
-        if !known || from == self.policy.me {
-            return Err(Refused::new(
-                "log_refused",
-                "nothing was signed between this node and the sender",
-            ));
-        }
-        let (minute, pages) = self.pages.entry(from.to_owned()).or_default();
-        if *minute != now / 60_000 {
-            (*minute, *pages) = (now / 60_000, 0);
-        }
-        *pages = pages.saturating_add(1);
-        if *pages > PAGES_PER_MIN {
-            return Err(Refused::new("rate_limited", "too many pages a minute"));
-        }
-        if since.cursor.is_empty() {
-            let body = serde_json::json!({"npub": from, "since_ms": since.since_ms});
-            self.journal("log_asked", None, body);
-        }
-        // A result that it names may have been lost there after it was acknowledged.
-        let named = since.again.iter().filter(|n| n.requester == from);
-        let named = named.map(|n| engagement::key(from, &n.task, n.award_no));
-        let delivered = |key: &String| {
-            let work = self.work.get(key).filter(|w| w.proof.is_some());
-            work.is_some_and(|w| !w.is_work() && w.is_live())
-        };
-        for key in named.filter(delivered).collect::<Vec<_>>() {
-            self.resend(now, key);
-        }
-        self.out.effects.push(Effect::LogPage {
-            to: from.to_owned(),
-            since: Box::new(since.clone()),
-        });
-        Ok(())
-    }
-
-    /// The page is read: it goes to whoever asked, and results that it names go with it.
-    pub(super) fn on_page(&mut self, now: Ms, to: &str, mut page: LogEntries) {
-        page.binding = self.policy.binding.clone();
-        let until = now.saturating_add(ASK_AGAIN_MAX_MS);
-        self.send_peer(to, Body::Entries(Box::new(page)), until);
-    }
-
-    /// A page of what a peer holds.
-    pub(super) fn on_log(&mut self, now: Ms, from: &str, page: &LogEntries) -> Result<(), Refused> {
-        let asked = |r: &Recovery| {
-            let cursor = r.peers.get(from).map(|a| a.cursor.clone());
-            r.restored_ms == page.restored_ms && cursor.as_ref() == Some(&page.cursor)
-        };
-        if !self.recovery.as_ref().is_some_and(asked) {
-            return Err(Refused::new("log_unasked", "this page was not asked for"));
-        }
-        // What is decided here may be said to this peer, and to nobody else.
-        self.speaking = Some(from.to_owned());
-        let mut adopted = 0;
-        for log in &page.awards {
-            match self.adopt(now, from, log) {
-                Ok(new) => adopted += u32::from(new),
-                Err(refused) => {
-                    let body = serde_json::json!({"npub": from, "code": refused.code, "award_no": log.award.award_no});
-                    self.journal("claim_refused", Some(&log.award.task), body);
-                }
-            }
-        }
-        let mut more = false;
-        let wanted = std::mem::take(&mut self.wanted);
-        if let Some(asked) = (self.recovery.as_mut()).and_then(|r| r.peers.get_mut(from)) {
-            asked.adopted = asked.adopted.saturating_add(adopted);
-            asked.tries = 0;
-            asked.pages = asked.pages.saturating_add(1);
-            let endless = asked.pages >= PAGES_MAX;
-            if page.cursor == NAMED_ONLY {
-                let named = asked.again.len().min(NAMED_MAX);
-                asked.again.drain(..named);
-            }
-            let told = |n: &Named| page.awards.iter().any(|log| log.award == *n);
-            asked.again.retain(|n| !told(n));
-            let news = wanted.into_iter().filter(|n| !asked.named.contains(n));
-            let news: Vec<Named> = news.collect();
-            asked.named.extend(news.iter().cloned());
-            asked.again.extend(news);
-            if endless {
-                // No honest peer holds so much of one node.
-            } else if let Some(next) = page.next.as_ref().filter(|next| **next != page.cursor) {
-                asked.cursor.clone_from(next);
-                more = true;
-            } else if !asked.again.is_empty() {
-                asked.cursor = NAMED_ONLY.to_owned();
-                more = true;
-            }
-        }
-        if more {
-            self.ask_log(now, from);
-        } else {
-            self.reconciled(now, from);
-        }
-        self.speaking = None;
-        self.keep_recovery();
-        Ok(())
-    }
-
     /// A peer has told everything.
     fn reconciled(&mut self, now: Ms, from: &str) {
+        self.told_tasks.remove(from);
         let Some(recovery) = self.recovery.as_mut() else {
             return;
         };
         let adopted = recovery.peers.remove(from).map_or(0, |a| a.adopted);
-        let (open, last) = (recovery.open, recovery.peers.is_empty());
+        let last = recovery.peers.values().all(|asked| asked.endless);
+        let open = recovery.open;
         let body = serde_json::json!({"npub": from, "adopted": adopted});
         self.journal("reconciled", None, body);
         if open && last {

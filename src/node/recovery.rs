@@ -96,6 +96,9 @@ pub(super) fn log(changes: &[Change]) {
             "frozen" => {
                 tracing::warn!(%body, "a peer has not answered since the restoration: its account is frozen until it does")
             }
+            "log_endless" => {
+                tracing::warn!(%body, "a peer answers without end and tells nothing new: it is not asked any more, and its account stays frozen")
+            }
             "recovered" | "reconciled" => tracing::info!(%body, "{kind} after the restoration"),
             _ => {}
         }

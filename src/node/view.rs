@@ -310,7 +310,7 @@ pub fn recovery(node: &Node) -> Value {
         return Value::Null;
     };
     let peers: Vec<Value> = (recovery.peers.iter())
-        .map(|(key, asked)| json!({"npub": npub(key), "asked_ms": asked.asked_ms, "tries": asked.tries}))
+        .map(|(key, asked)| json!({"npub": npub(key), "asked_ms": asked.asked_ms, "tries": asked.tries, "endless": asked.endless}))
         .collect();
     json!({"since_ms": recovery.since_ms, "open": recovery.open, "until_ms": recovery.until_ms, "peers": peers})
 }

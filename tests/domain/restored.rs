@@ -135,7 +135,7 @@ fn what_was_heard_of_an_earlier_epoch_stops_nobody_for_ever() {
     }
 }
 
-fn restored(hall: &mut Hall) -> Step {
+pub(crate) fn restored(hall: &mut Hall) -> Step {
     hall.nodes[0].recall(Row::Lineage(Lineage::restored(hall.now, Vec::new())));
     hall.nodes[0].recall(Row::Recovery(Box::new(Recovery {
         since_ms: hall.now,

@@ -117,7 +117,12 @@ fn waiting(view: &Value) -> String {
     let mut text = String::new();
     if let Some(recovery) = view.get("recovering").filter(|r| r.is_object()) {
         let peers: Vec<String> = (items(recovery, "peers").iter())
-            .map(|peer| cell(peer, "/npub"))
+            .map(|peer| match peer.get("endless") {
+                Some(Value::Bool(true)) => {
+                    cell(peer, "/npub") + " (answers without end, not asked any more)"
+                }
+                _ => cell(peer, "/npub"),
+            })
             .collect();
         let peers = peers.join(", ");
         text.push_str(&match recovery.get("open") {
