@@ -109,6 +109,8 @@ pub struct Node {
     greeted: BTreeSet<String>,
     /// Tasks that a peer has told of in its answer to a restored node.
     told_tasks: BTreeMap<Npub, BTreeSet<u128>>,
+    /// When a peer that was asked late had nothing to tell.
+    told_nothing: BTreeMap<Npub, Ms>,
     /// When authors of outgrown keys were last told.
     told: BTreeMap<Npub, Ms>,
     dirty: Dirty,
@@ -149,6 +151,7 @@ impl Node {
             greeted_ms: 0,
             greeted: BTreeSet::new(),
             told_tasks: BTreeMap::new(),
+            told_nothing: BTreeMap::new(),
             told: BTreeMap::new(),
             dirty: Dirty::default(),
             out: Step::default(),

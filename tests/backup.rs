@@ -4,6 +4,7 @@
 mod copies;
 mod file;
 mod hostile;
+mod late;
 mod outgrown;
 
 use std::collections::BTreeMap;

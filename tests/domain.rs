@@ -7,6 +7,7 @@ mod greed;
 mod history;
 mod hops;
 mod hostile;
+mod late;
 mod ledger;
 mod market;
 pub(crate) mod pair;

@@ -109,6 +109,9 @@ impl Node {
         if !hired && log.award.requester != from {
             return Err(unsigned());
         }
+        if self.is_of_this_life(from, log, hired) {
+            return Ok(false);
+        }
         let facts = self.facts(from, log, hired);
         if hired {
             self.adopt_hired(now, from, log, &facts)

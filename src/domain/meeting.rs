@@ -91,6 +91,7 @@ impl Node {
             });
             return;
         }
+        let unknown = self.is_of_unknown_task(&from, &incoming.body);
         let outcome = match &incoming.body {
             Body::Ad(ad) => self.on_ad(now, &incoming, ad),
             Body::Offer(offer) if incoming.from != self.policy.me => {
@@ -116,6 +117,9 @@ impl Node {
             Body::Outgrown(outgrown) => self.on_outgrown(now, &from, outgrown),
             Body::Ack(_) | Body::Transfer(_) => Ok(()),
         };
+        if unknown {
+            self.ask_late(now, &from);
+        }
         if let Err(refused) = outcome {
             let ours = match &incoming.body {
                 Body::Accept(accept) => Some(&accept.task),

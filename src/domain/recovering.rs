@@ -5,6 +5,7 @@
 //! messages are taken: relays and senders keep them. Then the node goes on; an account whose peer has not answered stays
 //! frozen until it does, or until the owner takes it as it stands.
 
+mod late;
 mod pages;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,6 +60,11 @@ impl Recovery {
     pub fn is_over(&self) -> bool {
         !self.open && self.peers.is_empty()
     }
+
+    /// Whether what concerns this peer waits for its answer.
+    pub fn waits_for(&self, npub: &str) -> bool {
+        self.peers.get(npub).is_some_and(|asked| !asked.late)
+    }
 }
 
 /// How far a peer has answered.
@@ -83,6 +89,9 @@ pub struct Asked {
     /// It tells nothing new without end, and is not asked any more: its account stays frozen until the owner takes it as it stands.
     #[serde(default)]
     pub endless: bool,
+    /// It was met after the backup, and has shown so only now: nothing waits for it.
+    #[serde(default)]
+    pub late: bool,
 }
 
 /// What remains of a restoration for good: nothing that this identity signs can meet what it signed before, and forgot.
@@ -92,6 +101,19 @@ pub struct Lineage {
     pub numbers_above: u32,
     /// All proof keys so far, hex, the oldest first.
     pub keys: Vec<String>,
+    /// When the backup was made that was restored last, Unix milliseconds.
+    #[serde(default)]
+    pub since_ms: Ms,
+    /// When it was restored.
+    #[serde(default)]
+    pub restored_ms: Ms,
+    /// Whoever is asked since then, or has told something: what was learned, and has been dropped from the store, is not to be
+    /// learned again.
+    #[serde(default)]
+    pub asked: BTreeSet<Npub>,
+    /// How many of these were met after the backup.
+    #[serde(default)]
+    pub asked_late: u32,
 }
 
 impl Lineage {
@@ -105,6 +127,7 @@ impl Lineage {
         Self {
             numbers_above: minutes.saturating_mul(PER_MINUTE).min(u32::MAX / 2),
             keys,
+            ..Self::default()
         }
     }
 }
@@ -129,7 +152,12 @@ impl Node {
 
     /// Whether what is to be delivered to this peer must wait.
     pub fn holds(&self, npub: &str) -> bool {
-        (self.recovery.as_ref()).is_some_and(|r| r.open || r.peers.contains_key(npub))
+        (self.recovery.as_ref()).is_some_and(|r| r.open || r.waits_for(npub))
+    }
+
+    /// Whether anything waits for anybody since a restoration.
+    pub fn holds_any(&self) -> bool {
+        (self.recovery.as_ref()).is_some_and(|r| r.open || r.peers.values().any(|a| !a.late))
     }
 
     pub(super) fn is_recovering(&self) -> bool {
@@ -142,9 +170,8 @@ impl Node {
         };
         let undecided = |money: Money| money == Money::Locked || job.phase != Phase::Ended;
         recovery.open
-            || (job.awards.iter())
-                .any(|a| undecided(a.money) && recovery.peers.contains_key(&a.executor))
-            || matches!(&job.route, Route::Peer(npub) if recovery.peers.contains_key(npub) && job.phase != Phase::Ended)
+            || (job.awards.iter()).any(|a| undecided(a.money) && recovery.waits_for(&a.executor))
+            || matches!(&job.route, Route::Peer(npub) if recovery.waits_for(npub) && job.phase != Phase::Ended)
     }
 
     pub(super) fn holds_work(&self, work: &Engagement) -> bool {
@@ -231,6 +258,9 @@ impl Node {
             });
         }
         peers.remove(&self.policy.me);
+        self.lineage.asked = peers.keys().cloned().collect();
+        self.lineage.asked_late = 0;
+        self.put(Row::Lineage(self.lineage.clone()));
         if let Some(recovery) = self.recovery.as_mut() {
             recovery.peers = peers;
         }
@@ -293,6 +323,7 @@ impl Node {
                 due.push(npub.clone());
             }
         }
+        self.leave_silent();
         for npub in due {
             self.ask_log(now, &npub);
         }
@@ -308,14 +339,18 @@ impl Node {
         let Some(recovery) = self.recovery.as_mut() else {
             return;
         };
-        let adopted = recovery.peers.remove(from).map_or(0, |a| a.adopted);
+        let asked = recovery.peers.remove(from).unwrap_or_default();
+        let (adopted, late) = (asked.adopted, asked.late);
         let last = recovery.peers.values().all(|asked| asked.endless);
         let open = recovery.open;
         let body = serde_json::json!({"npub": from, "adopted": adopted});
         self.journal("reconciled", None, body);
+        if late && adopted == 0 {
+            self.had_nothing(now, from);
+        }
         if open && last {
             self.go_on(now);
-        } else if !open {
+        } else if !open && !late {
             self.release(now, Some(from));
         }
     }
@@ -341,9 +376,8 @@ impl Node {
     /// The owner takes what is there.
     pub(super) fn on_accept_losses(&mut self, now: Ms, npub: Option<Npub>) {
         let nothing = || Refused::new("not_recovering", "nothing waits for a restoration here");
-        let frozen = |npub: &Npub| {
-            (self.recovery.as_ref()).is_some_and(|r| !r.open && r.peers.contains_key(npub))
-        };
+        let frozen =
+            |npub: &Npub| (self.recovery.as_ref()).is_some_and(|r| !r.open && r.waits_for(npub));
         let answer = match npub {
             None if self.is_recovering() => {
                 self.go_on(now);

@@ -480,6 +480,7 @@ fn mark(
         let next = before.numbers_above.saturating_add(256);
         lineage.numbers_above = lineage.numbers_above.max(next);
     }
+    (lineage.since_ms, lineage.restored_ms) = (manifest.at_ms, now_ms);
     let recovery = Recovery {
         since_ms: manifest.at_ms,
         restored_ms: now_ms,

@@ -117,7 +117,7 @@ impl Core {
             })
         });
         self.withheld = held;
-        if self.node.recovery().is_some() {
+        if self.node.holds_any() {
             self.quiet_until_ms.store(u64::MAX, Ordering::SeqCst);
         }
         free
@@ -130,7 +130,7 @@ impl Core {
             let order = Order::Deliver(seq, parcel, None);
             let _ = self.outlets.delivery.send(Tell::Order(order));
         }
-        if self.node.recovery().is_none() {
+        if !self.node.holds_any() {
             let quiet_until_ms = clock::now_ms().saturating_add(QUIET_MS);
             self.quiet_until_ms.store(quiet_until_ms, Ordering::SeqCst);
         }

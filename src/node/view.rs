@@ -306,10 +306,10 @@ pub fn peers(node: &Node, now: u64) -> Value {
 
 /// Whom a restored node waits for: `{since_ms,open,until_ms,peers:[{npub,asked_ms,tries}]}`; null where it waits for nobody.
 pub fn recovery(node: &Node) -> Value {
-    let Some(recovery) = node.recovery() else {
+    let Some(recovery) = node.recovery().filter(|_| node.holds_any()) else {
         return Value::Null;
     };
-    let peers: Vec<Value> = (recovery.peers.iter())
+    let peers: Vec<Value> = (recovery.peers.iter().filter(|(_, asked)| !asked.late))
         .map(|(key, asked)| json!({"npub": npub(key), "asked_ms": asked.asked_ms, "tries": asked.tries, "endless": asked.endless}))
         .collect();
     json!({"since_ms": recovery.since_ms, "open": recovery.open, "until_ms": recovery.until_ms, "peers": peers})

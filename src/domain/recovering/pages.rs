@@ -161,6 +161,11 @@ impl Node {
     fn give_up_asking(&mut self, now: Ms, from: &str) {
         self.told_tasks.remove(from);
         self.journal("log_endless", None, serde_json::json!({"npub": from}));
+        if let Some(recovery) = self.recovery.as_mut() {
+            recovery
+                .peers
+                .retain(|npub, asked| npub != from || !asked.late);
+        }
         let waits = |r: &Recovery| r.peers.values().any(|asked| !asked.endless);
         if self.is_recovering() && !self.recovery.as_ref().is_some_and(waits) {
             self.go_on(now);
