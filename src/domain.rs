@@ -30,6 +30,7 @@ pub mod policy;
 pub mod recovering;
 mod settling;
 pub mod step;
+mod stopping;
 mod waiting;
 mod wakes;
 mod working;
@@ -294,6 +295,7 @@ impl Node {
         self.timers(now, chance);
         loop {
             self.arbitrate(now);
+            self.close_canceled(now);
             if self.loopback.is_empty() {
                 break;
             }

@@ -381,5 +381,6 @@ fn sent(award: &Award, executor: String, terms: String) -> AwardRow {
         paused_since_ms: None,
         units_done: 0,
         useful_units: None,
+        stopped_hops: Vec::new(),
     }
 }

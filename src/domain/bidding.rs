@@ -195,7 +195,7 @@ impl Node {
         // The class is the next power of two: half of it is certain.
         self.fits(offer.input_bytes_max / 2)?;
         self.fits(offer.output_bytes_max)?;
-        self.admits_chain(&offer.via)?;
+        self.admits_veiled(from, &offer.task, &offer.via)?;
         if !self.room_for_mark(from, owner) {
             return Err(Refused::new("too_many_bids", "too many bids are open here")
                 .retry_at(Some(now.saturating_add(10_000))));

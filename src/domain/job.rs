@@ -8,7 +8,7 @@ use super::ledger::State as Money;
 use super::step::{EngagementKey, Findings, Ms, Npub, TaskId};
 use crate::wire::market::Bid;
 use crate::wire::message::WorkResult;
-use crate::wire::proof::Proof;
+use crate::wire::proof::{Hop, Proof};
 
 /// A2A task states (v0.3 words).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,6 +156,9 @@ pub struct AwardRow {
     /// Units that count after a cancel, while the price is not known yet.
     #[serde(default)]
     pub useful_units: Option<u32>,
+    /// What parts had cost by then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stopped_hops: Vec<Hop>,
 }
 
 /// When things happened, Unix milliseconds; 0 if they have not.

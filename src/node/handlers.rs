@@ -432,7 +432,7 @@ impl Handlers {
                 "up_ms": clock::now_ms().saturating_sub(started_ms), "relays": relays, "pools": node.policy().pools,
                 "skills": node.policy().skills.iter().map(|s| s.id.clone()).collect::<Vec<_>>(), "device": node.policy().device, "profile": profile, "cores": cores, "sandbox": sandbox, "skill_sandbox": super::workers::skill_sandboxes_shown(),
                 "tasks": {"open": node.jobs().values().filter(|j| !j.state.is_final()).count(), "settling": node.jobs().values().filter(|j| j.state.is_final()).count()},
-                "work": {"queued": count(Stage::Queued), "running": count(Stage::Running) + count(Stage::Stopping), "hibernating": count(Stage::Hibernating), "waiting": count(Stage::Waiting),
+                "work": {"queued": count(Stage::Queued), "running": count(Stage::Running) + count(Stage::Stopping), "hibernating": count(Stage::Hibernating), "waiting": count(Stage::Waiting) + count(Stage::Closing),
                          "awaiting_receipt": count(Stage::Finished), "overdue": count(Stage::Overdue), "disputed": count(Stage::Disputed)},
                 "paused": node.owner().paused, "peers": node.peers().len(), "locks": node.ledger().locks().count(),
                 "outbox": {"waiting": outbox.waiting, "untaken": outbox.untaken}, "dropped": counters.dropped,

@@ -179,14 +179,15 @@ fn award_is_sane(award: &log::AwardLog) -> bool {
 }
 
 fn entry_is_sane(entry: &Entry) -> bool {
-    let code = match &entry.what {
+    let what = match &entry.what {
         Act::Declined { code, .. } | Act::Failed { code, .. } | Act::Refused { code, .. } => {
             name(code)
         }
+        Act::Stopped { hops, .. } => hops_are_sane(hops),
         _ => true,
     };
     let names = [&entry.key, &entry.prev, &entry.sig, &entry.author];
-    code && names.iter().all(|n| name(n))
+    what && names.iter().all(|n| name(n))
         && entry.heads.len() <= MAX_HEADS
         && entry.heads.iter().all(|n| name(n))
 }
@@ -201,16 +202,19 @@ fn proof_is_sane(proof: &Proof) -> bool {
         &proof.root,
         &proof.sig,
     ];
-    let hop = |hop: &Hop| {
+    names.iter().all(|n| name(n))
+        && proof.model.as_ref().is_none_or(|n| name(n))
+        && hops_are_sane(&proof.hops)
+}
+
+fn hops_are_sane(hops: &[Hop]) -> bool {
+    let sane = |hop: &Hop| {
         hex_digits(&hop.executor, HASH_HEX_DIGITS)
             && hex_digits(&hop.proof, HASH_HEX_DIGITS)
             && name(&hop.skill)
             && hop.cost_mc < MAX_INTEGER
     };
-    names.iter().all(|n| name(n))
-        && proof.model.as_ref().is_none_or(|n| name(n))
-        && proof.hops.len() <= MAX_HOPS
-        && proof.hops.iter().all(hop)
+    hops.len() <= MAX_HOPS && hops.iter().all(sane)
 }
 
 fn evidence_is_sane(evidence: &Evidence) -> bool {

@@ -90,12 +90,12 @@ impl Node {
             }
         } else if facts.gone.is_some() {
             self.give_up_award(now, task, no, Event::Decline);
-        } else if let Some(useful) = facts.stopped {
+        } else if let Some((useful, hops)) = &facts.stopped {
             self.lock_forgotten(now, task, no);
             if facts.canceled {
                 self.cancel_known(now, task);
             }
-            self.on_stopped(now, task, no, useful);
+            self.on_stopped(now, task, no, *useful, hops);
         } else if facts.completed.is_some() && !known {
             self.lock_forgotten(now, task, no);
             self.judge_forgotten(now, from, log, facts, terms);
@@ -369,5 +369,6 @@ fn forgotten_award(
         paused_since_ms: None,
         units_done: 0,
         useful_units: None,
+        stopped_hops: Vec::new(),
     }
 }
