@@ -380,6 +380,7 @@ fn sent(award: &Award, executor: String, terms: String) -> AwardRow {
         lease_until_ms: 0,
         paused_since_ms: None,
         units_done: 0,
+        on_cancel: Some(award.on_cancel.clone()),
         useful_units: None,
         stopped_hops: Vec::new(),
     }

@@ -153,6 +153,9 @@ pub struct AwardRow {
     pub paused_since_ms: Option<Ms>,
     /// Units the executor says are done.
     pub units_done: u32,
+    /// What a cancel costs, as it was agreed: `free` or `units`; none in a row of before this was kept: the owner's setting holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_cancel: Option<String>,
     /// Units that count after a cancel, while the price is not known yet.
     #[serde(default)]
     pub useful_units: Option<u32>,

@@ -164,7 +164,7 @@ impl Node {
         useful_units: u32,
         hops: &[Hop],
     ) {
-        let on_cancel = self.policy.on_cancel.clone();
+        let setting = self.policy.on_cancel.clone();
         let Some(job) = self.jobs.get_mut(task) else {
             return;
         };
@@ -183,6 +183,7 @@ impl Node {
         else {
             return;
         };
+        let on_cancel = award.on_cancel.clone().unwrap_or(setting);
         let claims = useful_units > 0 || !hops.is_empty();
         if award.unit_price_mc.is_none() && claims && on_cancel == "units" {
             // The acceptance, which names the price, is still on its way.

@@ -368,6 +368,7 @@ fn forgotten_award(
         lease_until_ms: now,
         paused_since_ms: None,
         units_done: 0,
+        on_cancel: terms.map(|t| t.on_cancel.clone()),
         useful_units: None,
         stopped_hops: Vec::new(),
     }
