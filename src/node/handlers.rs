@@ -252,6 +252,11 @@ impl ControlHandler for Handlers {
             }
             "pools/list" | "pools/create" | "pools/join" | "pools/invite" | "pools/rotate"
             | "pools/leave" => {
+                if method != "pools/list" {
+                    // What its peers tell it may not fit what was changed meanwhile; an invite of an old secret helps nobody.
+                    let now = self.look(|node, _| Ok(node.not_now(None))).await?;
+                    now.map_err(|refused| refusal(&refused))?;
+                }
                 let (pools, method) = (self.pools.clone(), method.to_owned());
                 // A change is on the disk before it is answered.
                 tokio::task::spawn_blocking(move || pools.call(&method, params))
