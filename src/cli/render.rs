@@ -188,12 +188,15 @@ pub(crate) fn why(view: &Value) -> String {
         cell(task, "/status/state")
     );
     let because = why_of(task);
-    text.push_str(&if because.is_empty() {
+    let peers = items(view, "peers");
+    // What a peer said stands beside its name, once.
+    let theirs = peers.iter().filter_map(|peer| peer.get("said"));
+    let theirs = theirs.map(reason).any(|said| said == because);
+    text.push_str(&if because.is_empty() || theirs {
         "\n".to_owned()
     } else {
         format!("; {because}\n")
     });
-    let peers = items(view, "peers");
     for peer in peers {
         let said = peer.get("said").map(reason).unwrap_or_default();
         text.push_str(&format!(

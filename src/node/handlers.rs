@@ -1,5 +1,6 @@
 //! The owner's commands, as the control socket hands them over. Later faces will use the same handlers.
 
+mod ends;
 mod records;
 
 use std::sync::{Arc, Mutex};
@@ -9,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, oneshot, watch};
 
-use super::control::{ControlError, ControlHandler, NotifySender, codes};
+use super::control::{ControlError, ControlHandler, NotifySender};
 use super::delivery::OutboxState;
 use super::order::{Answer, Counters, Mail};
 use super::pools::Pools;
@@ -18,11 +19,11 @@ use super::{Mailbox, clock, contact, inbox, view};
 use crate::carrier::Handle;
 use crate::config::{Config, Home};
 use crate::domain::Node;
-use crate::domain::job::{Job, Route, TaskState};
+use crate::domain::job::{Job, Route};
 use crate::domain::ledger::AMOUNT_MAX_MC;
 use crate::domain::peer::Tier;
 use crate::domain::step::{Ask, Input, PauseMode, Refused};
-use crate::identity::{Identity, npub, parse_npub};
+use crate::identity::{Identity, parse_npub};
 use crate::labor::{SandboxReport, skills};
 use crate::store::{Store, StoreError};
 use crate::wire::canonical;
@@ -104,6 +105,11 @@ struct PeerParams {
 struct PauseParams {
     mode: Option<PauseMode>,
     for_s: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct ResumeParams {
+    cores: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -204,26 +210,19 @@ impl ControlHandler for Handlers {
                     .await
             }
             "owner/resume" => {
-                // All of the machine that the settings allow, too.
-                let settings = usual_cores(&self.config);
-                let fewer = self.cores.send_replace(settings) != settings;
+                // All of the machine that the settings allow, too, or as many cores as are named.
+                let wanted = match parse::<ResumeParams>(params)?.cores {
+                    Some(n) => cores_of(n)?,
+                    None => usual_cores(&self.config),
+                };
+                let fewer = self.cores.send_replace(wanted) != wanted;
                 match self.command(Input::Resume).await {
                     Err(error) if !(fewer && error.code == "not_paused") => Err(error),
                     _ => Ok(json!({"paused": null})),
                 }
             }
             "owner/cores" => {
-                let all = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-                let n = match u32::try_from(parse::<CoresParams>(params)?.n) {
-                    Ok(0) => all,
-                    Ok(n) if n <= CORES_MAX => n,
-                    _ => {
-                        let message =
-                            format!("this machine has {all} cores, {CORES_MAX} are the limit");
-                        let hint = "pass --cores with a smaller number";
-                        return Err(ControlError::new("cores_invalid", message).with_hint(hint));
-                    }
-                };
+                let n = cores_of(parse::<CoresParams>(params)?.n)?;
                 self.cores.send_replace(n);
                 Ok(json!({"cores": n}))
             }
@@ -377,7 +376,7 @@ impl Handlers {
                 .await?;
             let job = job.ok_or_else(unknown_task)?;
             if let Some(done) = done {
-                return finished(&job, done);
+                return ends::finished(&job, done);
             }
             let text = self.describe(&job);
             if text != told {
@@ -489,36 +488,29 @@ pub(super) fn is_connected(state: &crate::carrier::RelayState) -> bool {
     )
 }
 
-/// The answer of `wait` for a task that has ended: its outcome, or an error with the contract's exit code.
-fn finished(job: &Job, done: Value) -> Result<Value, ControlError> {
-    if job.state == TaskState::Completed {
-        return Ok(done);
+/// So many cores as the owner named, 0 being all of them; what the machine does not have is a slip of the hand.
+fn cores_of(n: u64) -> Result<u32, ControlError> {
+    let all = machine_cores();
+    match u32::try_from(n) {
+        Ok(0) => Ok(all),
+        Ok(n) if n <= all => Ok(n),
+        _ => {
+            let message = format!("{n} cores are more than this machine has: {all}");
+            let hint = format!("pass --cores with 1 to {all}");
+            Err(ControlError::new("cores_invalid", message).with_hint(hint))
+        }
     }
-    let reason = job
-        .reason
-        .clone()
-        .unwrap_or_else(|| crate::domain::job::Reason::new("failed", "the task failed"));
-    let said: Vec<String> = job
-        .refusals
-        .iter()
-        .map(|(peer, r)| format!("{}: {} ({})", npub(peer), r.code, r.text))
-        .collect();
-    let message = if said.is_empty() {
-        reason.text.clone()
-    } else {
-        format!("{}: {}", reason.text, said.join("; "))
-    };
-    let mut error = ControlError::new(reason.code.clone(), message)
-        .with_hint(format!("`legion why {}` says why, per peer", job.task));
-    // A peer's `input_invalid` ends a task; it is not this command's input that is refused.
-    error.exit = codes::exit_of_end(&reason.code);
-    Err(error.about(done.get("task").cloned().unwrap_or(Value::Null)))
+}
+
+fn machine_cores() -> u32 {
+    let all = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    all.min(CORES_MAX)
 }
 
 /// Cores for foreign work as configured; all of the machine where nothing is.
 pub fn usual_cores(config: &Config) -> u32 {
     match u32::try_from(config.labor.cores).unwrap_or(0) {
-        0 => std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
+        0 => machine_cores(),
         n => n,
     }
 }
