@@ -9,6 +9,7 @@ use super::job::{Job, Route};
 use super::ledger::{Account, Transfer};
 use super::peer::{Peer, Tier};
 use super::policy::SkillFacts;
+use crate::config::SandboxLevel;
 use crate::wire::binding::{Binding, BoundKeys};
 use crate::wire::entry::Entry;
 use crate::wire::log::{LogEntries, LogSince};
@@ -289,6 +290,13 @@ pub enum Input {
     Pools(Vec<String>),
     /// A skill that was not ready at the start is now.
     Offer(SkillFacts),
+    /// What confines the program of a skill of the owner's; told before anything is taken for it.
+    Confined {
+        /// Skill id.
+        skill: String,
+        /// How far.
+        level: SandboxLevel,
+    },
     /// The owner has a peer's contact.
     Introduce(Box<Introduction>),
     /// The owner admits a peer, changes its tier or clears a dispute.

@@ -247,7 +247,7 @@ fn is_public(skill: &dyn Skill) -> bool {
 
 /// Every skill that this program knows, whether this machine has what it needs or not.
 pub fn catalog() -> Vec<SkillInfo> {
-    let own = own::registered().iter().map(|skill| skill.info());
+    let own = own::registered().into_iter().map(|skill| skill.info());
     let skills = registry().iter().filter(|skill| is_public(**skill));
     skills.map(|skill| skill.info()).chain(own).collect()
 }
@@ -285,7 +285,9 @@ pub fn recompute_input(skill: &str, input: &Value, theirs: &[u8]) -> Value {
 
 /// Find a skill by id; code `skill_unknown`.
 pub fn find(skill: &str) -> Result<&'static dyn Skill, SkillError> {
-    let own = own::registered().iter().map(|known| known as &dyn Skill);
+    let own = own::registered()
+        .into_iter()
+        .map(|known| known as &dyn Skill);
     registry()
         .iter()
         .copied()

@@ -24,6 +24,7 @@ use crate::domain::ledger::AMOUNT_MAX_MC;
 use crate::domain::peer::Tier;
 use crate::domain::step::{Ask, Input, PauseMode, Refused};
 use crate::identity::{Identity, parse_npub};
+use crate::labor::skills::own;
 use crate::labor::{SandboxReport, skills};
 use crate::store::{Store, StoreError};
 use crate::wire::canonical;
@@ -287,6 +288,7 @@ impl Handlers {
             canonical::canonical_json(&json!({"skill": params.skill, "input": params.input}))
                 .map(|bytes| canonical::sha256_hex(&bytes))
                 .map_err(|e| ControlError::new("input_invalid", e.to_string()))?;
+        own::settled(&params.skill).await;
         let known = skills::catalog().iter().any(|s| s.id == params.skill);
         let input = match known {
             true => skills::complete_input(&params.skill, &params.input, u64::from_be_bytes(seed))
@@ -431,10 +433,11 @@ impl Handlers {
         self.look(move |node, store| {
             let count = |stage| node.work().values().filter(|w| w.stage == stage).count();
             use crate::domain::engagement::Stage;
+            let offered: Vec<String> = node.policy().skills.iter().map(|s| s.id.clone()).collect();
             Ok(json!({
                 "version": env!("CARGO_PKG_VERSION"), "npub": public.npub, "lct": public.lct.to_string(),
                 "up_ms": clock::now_ms().saturating_sub(started_ms), "relays": relays, "pools": node.policy().pools,
-                "skills": node.policy().skills.iter().map(|s| s.id.clone()).collect::<Vec<_>>(), "device": node.policy().device, "profile": profile, "cores": cores, "sandbox": sandbox, "skill_sandbox": super::workers::skill_sandboxes_shown(),
+                "skills": offered, "own_skills": super::workers::own_skills_shown(&offered), "device": node.policy().device, "profile": profile, "cores": cores, "sandbox": sandbox, "skill_sandbox": super::workers::skill_sandboxes_shown(),
                 "tasks": {"open": node.jobs().values().filter(|j| !j.state.is_final()).count(), "settling": node.jobs().values().filter(|j| j.state.is_final()).count()},
                 "work": {"queued": count(Stage::Queued), "running": count(Stage::Running) + count(Stage::Stopping), "hibernating": count(Stage::Hibernating), "waiting": count(Stage::Waiting),
                          "awaiting_receipt": count(Stage::Finished), "overdue": count(Stage::Overdue), "disputed": count(Stage::Disputed)},

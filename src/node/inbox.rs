@@ -24,6 +24,7 @@ use super::{Mailbox, clock};
 use crate::carrier::{CarrierEvent, RelayState};
 use crate::domain::step::{Incoming, Input, PlanFacts, Refused};
 use crate::labor;
+use crate::labor::skills::own;
 use crate::wire::binding::{Binding, BoundKeys};
 use crate::wire::bounds;
 use crate::wire::message::{Body, Message, News};
@@ -211,6 +212,19 @@ impl Opener {
             plan,
             keys,
         })
+    }
+
+    /// Waits for a skill of the owner's that is still being asked what it is: an award for it is judged by what it says.
+    async fn judge_again(&self, incoming: &mut Incoming) {
+        let (Body::Award(award) | Body::Request(award)) = &incoming.body else {
+            return;
+        };
+        if matches!(&incoming.plan, Some(Err(refused)) if refused.code == "skill_unknown")
+            && award.detached.is_none()
+        {
+            own::settled(&award.skill).await;
+            incoming.plan = Some(plan_here(&award.skill, &award.input, &self.models));
+        }
     }
 
     /// A pool's members share one budget of decryptions; our own inboxes have none.
@@ -476,7 +490,10 @@ async fn forward(
                     said_s: opened.said_s,
                     acked: opened.acked,
                 });
-                let arrival = opened.arrival;
+                let mut arrival = opened.arrival;
+                for incoming in &mut arrival.messages {
+                    opener.judge_again(incoming).await;
+                }
                 let only = !opened.transfers.is_empty()
                     && arrival.messages.is_empty()
                     && arrival.refused.is_empty();
