@@ -211,6 +211,18 @@ pub(super) fn own_skills_shown(offered: &[String]) -> Value {
     shown.collect::<serde_json::Map<_, _>>().into()
 }
 
+/// What keeps skills of the owner's from being offered, as far as that can be seen without starting anything: `{id,code,message}` each.
+pub fn own_skill_warnings(config: &Config) -> Vec<Value> {
+    if !config.labor.enabled {
+        return Vec::new();
+    }
+    let checked = config.skills.iter();
+    let wrong = checked.filter_map(|(name, skill)| Some((name, own::check(skill).err()?)));
+    wrong
+        .map(|(name, (code, message))| json!({"id": name, "code": code, "message": message}))
+        .collect()
+}
+
 /// That no skill of the owner's hides a built-in one, and none is shown this home.
 ///
 /// # Errors
