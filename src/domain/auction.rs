@@ -87,6 +87,7 @@ impl Node {
             relays: self.policy.relays.clone(),
             expires_ms: job.offer_expires_ms,
             via: job.via.clone(),
+            model: job.model.clone(),
         };
         let expires_ms = job.offer_expires_ms;
         let to = Addressee::Pool(pool.clone());

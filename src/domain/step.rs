@@ -70,6 +70,9 @@ pub struct PlanFacts {
     pub units: u32,
     /// Most bytes of output and unit results together.
     pub output_bytes_max: u64,
+    /// The model that whoever works on it must have, as an offer names it.
+    #[serde(default)]
+    pub model: Option<String>,
 }
 
 /// A refusal with a stable code.
@@ -136,7 +139,7 @@ pub struct Incoming {
     pub body: Body,
     /// The pool it came through, or none for a direct message.
     pub pool: Option<String>,
-    /// For awards: what our skill says of the input, or its refusal.
+    /// For awards: what our skill says of the input, or its refusal. For offers: why this machine lacks what they need, if it does.
     pub plan: Option<Result<PlanFacts, Refused>>,
     /// The author's keys, if the message carried a binding that verified.
     pub keys: Option<BoundKeys>,

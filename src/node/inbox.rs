@@ -2,15 +2,18 @@
 //!
 //! Order is kept: a marker that all inboxes were read to their end reaches the loop only after everything read before it.
 
+mod plan;
 mod reach;
 mod recent;
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nostr::{Event, EventId, PublicKey};
+pub use plan::plan;
+use plan::{lacking_here, plan_here};
 use reach::Reach;
 use recent::Recent;
 use tokio::sync::mpsc;
@@ -22,8 +25,7 @@ use super::pools::Pools;
 use super::transfer::{Heard, Tell as TransferTell};
 use super::{Mailbox, clock};
 use crate::carrier::{CarrierEvent, RelayState};
-use crate::domain::step::{Incoming, Input, PlanFacts, Refused};
-use crate::labor;
+use crate::domain::step::{Incoming, Input};
 use crate::labor::skills::own;
 use crate::wire::binding::{Binding, BoundKeys};
 use crate::wire::bounds;
@@ -203,6 +205,10 @@ impl Opener {
             Body::Award(award) | Body::Request(award) if award.detached.is_none() => {
                 Some(plan_here(&award.skill, &award.input, &self.models))
             }
+            Body::Offer(offer) => {
+                let lacking = lacking_here(&offer.skill, offer.model.as_deref(), &self.models);
+                lacking.map(Err)
+            }
             _ => None,
         };
         Ok(Incoming {
@@ -329,27 +335,6 @@ fn binding_of(body: &Body) -> Option<&Binding> {
         Body::Entries(page) => Some(&page.binding),
         _ => None,
     }
-}
-
-/// What a skill says of an input, as the decisions need it.
-pub fn plan(skill: &str, input: &serde_json::Value) -> Result<PlanFacts, Refused> {
-    labor::skills::plan(skill, input)
-        .map(|plan| PlanFacts {
-            units: plan.units,
-            output_bytes_max: plan.output_bytes_max,
-        })
-        .map_err(|e| Refused::new(e.code(), e.to_string()))
-}
-
-/// The same for an input that we are to work on: also whether this machine has what it needs.
-fn plan_here(skill: &str, input: &serde_json::Value, models: &Path) -> Result<PlanFacts, Refused> {
-    let facts = plan(skill, input)?;
-    #[cfg(feature = "labor")]
-    labor::skills::check_ready(skill, input, models)
-        .map_err(|e| Refused::new(e.code(), e.to_string()))?;
-    #[cfg(not(feature = "labor"))]
-    let _ = models;
-    Ok(facts)
 }
 
 /// Reads the carrier until it ends.
