@@ -8,7 +8,6 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::{Place, code, one_object, text, with_node};
-use crate::support::world::Node;
 
 #[test]
 fn a_key_that_stands_twice_in_an_input_is_refused_by_name() {
@@ -71,6 +70,12 @@ fn an_empty_file_of_settings_is_said_to_be_empty() {
     let message = told[0]["message"].as_str().unwrap();
     assert!(message.contains(text(&config)), "{message}");
     assert!(message.ends_with("the file is empty: defaults apply"));
+}
+
+#[cfg(all(feature = "relay", feature = "labor"))]
+#[test]
+fn a_node_that_starts_with_an_empty_file_says_so() {
+    use crate::support::world::Node;
 
     let dir = tempfile::tempdir().unwrap();
     let mut node = Node::init(dir.path(), "node", &[]);
