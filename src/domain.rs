@@ -260,6 +260,9 @@ impl Node {
                 self.policy.skills.push(skill);
                 self.out.effects.push(Effect::Readvertise);
             }
+            Input::Confined { skill, level } => {
+                (self.policy.permissions.skill_sandbox).insert(skill, level);
+            }
             Input::Introduce(known) => self.on_introduce(now, *known),
             Input::Trust {
                 npub,

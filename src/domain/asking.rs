@@ -67,6 +67,7 @@ impl Node {
             critical: ask.critical,
             units: ask.plan.as_ref().map_or(0, |p| p.units),
             output_bytes_max: ask.plan.as_ref().map_or(0, |p| p.output_bytes_max),
+            model: ask.plan.and_then(|p| p.model),
             salt,
             input_bytes,
             commitment,

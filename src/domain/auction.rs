@@ -89,6 +89,7 @@ impl Node {
             via: (job.via.iter())
                 .filter_map(|link| market::veil(link, &self.policy.me, &job.task).ok())
                 .collect(),
+            model: job.model.clone(),
         };
         let expires_ms = job.offer_expires_ms;
         let to = Addressee::Pool(pool.clone());

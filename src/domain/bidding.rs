@@ -97,7 +97,13 @@ impl Node {
         if self.policy.skills.is_empty() {
             return Ok(());
         }
-        match self.would_bid(now, &incoming.from, &owner, offer) {
+        let deal = self.would_bid(now, &incoming.from, &owner, offer);
+        let deal = match &incoming.plan {
+            // What this machine lacks is told to those alone whom it would work for.
+            Some(Err(lacking)) => deal.and(Err(lacking.clone())),
+            _ => deal,
+        };
+        match deal {
             Ok(deal) => self.bid(&owner, &incoming.from, offer, &deal),
             Err(refused) => {
                 if refused.code == OWNER_PAUSED {

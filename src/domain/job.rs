@@ -252,6 +252,9 @@ pub struct Job {
     pub units: u32,
     /// Most bytes of the output.
     pub output_bytes_max: u64,
+    /// The model that its executor must have, as an offer names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// Salt of the commitment, hex.
     pub salt: String,
     /// Size of the input as JSON.

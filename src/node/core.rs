@@ -544,6 +544,7 @@ impl Core {
         // Joined, left and ready since the start: the settings do not know it.
         self.policy.pools.clone_from(&self.node.policy().pools);
         (self.policy.skills).clone_from(&self.node.policy().skills);
+        (self.policy.permissions).clone_from(&self.node.policy().permissions);
         if let Err(error) = self
             .store
             .reopen()

@@ -72,6 +72,7 @@ pub fn check(body: &Body, now_ms: u64) -> Result<(), MessageError> {
             within("commitment", name(&offer.commitment))?;
             within("reply", name(&offer.reply))?;
             within("via", chain(&offer.via))?;
+            within("model", offer.model.as_deref().is_none_or(name))?;
             within("max_price_mc", offer.max_price_mc < MAX_INTEGER)?;
             within("output_bytes_max", offer.output_bytes_max < MAX_INTEGER)?;
             within("input_bytes_max", offer.input_bytes_max < MAX_INTEGER)?;
@@ -440,6 +441,7 @@ mod tests {
                 relays: vec!["wss://10.0.0.1".into(), "wss://relay.example.org".into()],
                 expires_ms: 1_795_219_200_000 + 60_000,
                 via: vec!["0".repeat(32)],
+                model: None,
             };
             change(&mut offer);
             Body::Offer(Box::new(offer))
@@ -459,6 +461,8 @@ mod tests {
         assert_eq!(field(&offer(|o| o.skill = "s".repeat(10_000))), "skill");
         assert_eq!(field(&offer(|o| o.via = vec!["0".repeat(32); 17])), "via");
         assert_eq!(field(&offer(|o| o.via = vec!["../x".into()])), "via");
+        let long = |o: &mut Offer| o.model = Some("m".repeat(10_000));
+        assert_eq!(field(&offer(long)), "model");
         assert_eq!(field(&offer(|o| o.max_price_mc = u64::MAX)), "max_price_mc");
         assert_eq!(field(&offer(|o| o.expires_ms = u64::MAX)), "expires_ms");
         assert_eq!(field(&offer(|o| o.result_by_ms = u64::MAX)), "result_by_ms");

@@ -79,6 +79,9 @@ pub struct Offer {
     /// The jobs that this one is a part of, the outermost first, veiled ([`veil`]); empty for a job that somebody wants for himself.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub via: Vec<String>,
+    /// The model that the executor must have, where the skill works with one: `sha256:` and its hash, or else its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
 }
 
 /// `pool/bid`: a total for one offer, sealed to its reply key.

@@ -33,6 +33,7 @@ pub(super) fn wish(call: u32) -> Wish {
     let plan = PlanFacts {
         units: PART_UNITS,
         output_bytes_max: 100,
+        model: None,
     };
     Wish {
         call,

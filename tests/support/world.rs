@@ -403,6 +403,16 @@ impl Node {
         panic!("the node closed the connection");
     }
 
+    /// Waits until every skill of the owner's is described, or is known not to be; the status then.
+    pub(crate) fn probed(&self) -> Value {
+        until("the owner's skills to be described", || {
+            let status = self.ok(&["status"]);
+            let skills = status["own_skills"].as_object().unwrap();
+            let probing = skills.values().any(|skill| skill["state"] == "probing");
+            (!probing).then_some(status)
+        })
+    }
+
     /// The journal: `{seq, at_ms, kind, task, body}` each.
     pub(crate) fn journal(&self) -> Vec<Value> {
         self.call("journal/read", serde_json::json!({}))["result"]["entries"]

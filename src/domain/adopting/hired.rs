@@ -300,6 +300,7 @@ fn forgotten_job(task: &str, terms: Option<&Terms>, asked_ms: Ms, now: Ms) -> Jo
         critical: false,
         units: terms.map_or(0, |t| t.units),
         output_bytes_max: 0,
+        model: None,
         salt: String::new(),
         input_bytes: 0,
         commitment: terms.map(|t| t.commitment.clone()).unwrap_or_default(),
