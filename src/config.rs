@@ -96,6 +96,12 @@ impl Config {
         }
     }
 
+    /// Whether the home's file is there and says nothing, as after a disk was full: [`Config::load`] takes the defaults then.
+    pub fn is_empty_file(home: &Home) -> bool {
+        let text = std::fs::read_to_string(home.config_file());
+        text.is_ok_and(|text| text.trim().is_empty())
+    }
+
     /// Parses the text of a configuration file; `path` is used in errors only.
     ///
     /// # Errors

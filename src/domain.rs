@@ -30,6 +30,7 @@ pub mod policy;
 pub mod recovering;
 mod settling;
 pub mod step;
+mod stopping;
 mod waiting;
 mod wakes;
 mod working;
@@ -268,6 +269,9 @@ impl Node {
                 self.policy.skills.push(skill);
                 self.out.effects.push(Effect::Readvertise);
             }
+            Input::Confined { skill, level } => {
+                (self.policy.permissions.skill_sandbox).insert(skill, level);
+            }
             Input::Introduce(known) => self.on_introduce(now, *known),
             Input::Trust {
                 npub,
@@ -303,6 +307,7 @@ impl Node {
         self.timers(now, chance);
         loop {
             self.arbitrate(now);
+            self.close_canceled(now);
             if self.loopback.is_empty() {
                 break;
             }

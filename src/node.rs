@@ -38,7 +38,7 @@ use tokio::sync::Semaphore;
 
 pub use error::NodeError;
 pub use start::{NodeParts, up};
-pub use workers::{check_own_skills, own_skills};
+pub use workers::{check_own_skills, own_skill_warnings, own_skills};
 
 /// The way into the loop. Facts always fit; arrivals wait for room, so that a flood slows the socket and not the node.
 #[derive(Clone)]

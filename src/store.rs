@@ -185,7 +185,7 @@ impl Store {
     /// copy appears under `target` only when it is whole and durable. Returns the number of rows.
     ///
     /// # Errors
-    /// `store_target_exists`; `store_unavailable`, `store_newer`, `store_invalid`.
+    /// `store_target_exists`, `store_target_unusable`; of the store itself `store_unavailable`, `store_newer`, `store_invalid`.
     pub fn snapshot_to(&self, target: impl AsRef<Path>) -> Result<u64, StoreError> {
         snapshot::copy(&self.view()?, target.as_ref(), &self.options, &[], |_| {
             Ok(())

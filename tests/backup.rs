@@ -369,16 +369,37 @@ fn a_peer_that_does_not_answer_is_frozen_until_it_does() {
 fn the_owner_may_go_on_without_an_answer() {
     let mut pair = Pair::start(|_, _| {});
     work(&pair, 2, 0);
+    pair.asker.ok(&["pool", "create", "mine"]);
     let file = backup(&pair.asker, "backup");
+    let invite = pair.worker.ok(&["pool", "create", "theirs"])["invite"].clone();
     pair.worker.kill();
     lose(&mut pair.asker, &file);
     pair.asker.up();
+    // What acts waits, pools too; what looks does not.
+    for args in [
+        &["pool", "create", "late"][..],
+        &["pool", "join", invite.as_str().unwrap()],
+        &["pool", "invite", "mine"],
+        &["pool", "rotate", "mine"],
+        &["pool", "leave", "mine"],
+    ] {
+        let error = pair.asker.fails(1, args);
+        assert_eq!(error["error"]["code"], "recovering", "{args:?}");
+    }
+    let pools = pair.asker.ok(&["pool", "list"]);
+    assert_eq!(
+        (&pools["pools"][0]["name"], &pools["pools"][0]["epoch"]),
+        (&json!("mine"), &json!(1)),
+        "{pools}"
+    );
     let gone = pair.asker.fails(
         1,
         &["restore", "--accept-losses", "--peer", &pair.worker.npub],
     );
     assert_eq!(gone["error"]["code"], "recovering");
     let still = pair.asker.ok(&["restore", "--accept-losses"]);
+    pair.asker.ok(&["pool", "create", "late"]);
+    pair.asker.ok(&["pool", "leave", "mine"]);
     assert_eq!(still["recovering"]["open"], false);
     let none = pair
         .asker

@@ -1,5 +1,7 @@
 //! The command line keeps its contract: the real binary, its exit codes, its one JSON object, and what it leaves on disk.
 
+mod people;
+
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -674,6 +676,10 @@ impl ControlHandler for Scripted {
                 notify.progress("awarded");
                 Ok(fixture("ask"))
             }
+            ("task/wait", Some("nested")) => Ok(json!({
+                "task": { "id": "nested", "status": { "state": "completed" } },
+                "result": { "grid": [[1, 2], [[3], 4]], "vector": vec![0.5; 200], "rows": vec![[1.5, 2.5]; 50] },
+            })),
             ("task/get", Some("t1")) => Ok(fixture("task")),
             ("task/list", _) => Ok(fixture("tasks")),
             ("ledger/get", _) => Ok(fixture("ledger")),

@@ -304,8 +304,24 @@ fn what_cannot_work_is_refused_at_once_with_a_code_and_a_next_step() {
         "9007199254740991",
     ];
     refused("amount_range", &limit);
-    refused("cores_invalid", &["pause", "--cores", "0"]);
-    refused("cores_invalid", &["pause", "--cores", "5000000000"]);
+    let cores = std::thread::available_parallelism().unwrap().get();
+    for n in ["0", &(cores + 1).to_string(), "5000000000"] {
+        let message = refused("cores_invalid", &["pause", "--cores", n]);
+        assert!(message.contains("this machine has"), "{message}");
+        assert!(message.contains(&cores.to_string()), "{message}");
+    }
+    refused("cores_invalid", &["resume", "--cores", "5000000000"]);
+    let cores = json!({ "cores": cores });
+    assert_eq!(
+        asker.ok(&["pause", "--cores", &cores["cores"].to_string()]),
+        cores
+    );
+    asker.ok(&["pause"]);
+    asker.ok(&["resume", "--cores", "1"]);
+    assert_eq!(asker.ok(&["status"])["cores"], 1);
+    asker.ok(&["pause"]);
+    asker.ok(&["resume"]);
+    assert_eq!(asker.ok(&["status"])["cores"], cores["cores"]);
     refused("proof_missing", &["proof", "export", "nonsense"]);
     assert_eq!(
         asker.ok(&["tasks"]),
@@ -397,8 +413,37 @@ fn a_task_that_every_known_peer_refuses_ends_at_once_and_says_why() {
         message.contains(&worker.npub) && message.contains("credit_required"),
         "{message}"
     );
-    let why = asker.ok(&["why", refused["task"]["id"].as_str().unwrap()]);
-    assert_eq!(why["peers"][0]["said"]["code"], "credit_required");
+    let id = refused["task"]["id"].as_str().unwrap();
+    let why = asker.ok(&["why", id]);
+    let said = &why["peers"][0]["said"];
+    assert_eq!(said["code"], "credit_required");
+    // To a person everything is said once: by one peer or by the only one that was asked.
+    let directed = option(&["--peer", &worker.npub, "--detach"]);
+    let directed = asker.ok(&directed)["task"]["id"].clone();
+    let directed = directed.as_str().unwrap();
+    for (id, ends) in [(id, "(no_provider)"), (directed, "(credit_required)")] {
+        asker.run(&["wait", id]);
+        for command in ["wait", "why"] {
+            let mut people = Command::new(LEGION);
+            people.arg("--home").arg(&asker.home).args([command, id]);
+            let output = people.output().unwrap();
+            let told = [output.stdout, output.stderr].concat();
+            let told = String::from_utf8(told).unwrap();
+            let error = told.lines().find(|line| line.starts_with("error: "));
+            assert!(
+                error.is_none_or(|line| line.ends_with(ends))
+                    && error.is_some() == (command == "wait"),
+                "{told}"
+            );
+            for part in [
+                "credit_required",
+                said["text"].as_str().unwrap(),
+                &worker.npub,
+            ] {
+                assert_eq!(told.matches(part).count(), 1, "{command}: {part}: {told}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What the decisions promise, one file per promise: money, history, matching, hostile input, the same bytes everywhere.
 
+mod canceled;
 mod claims;
 mod crowd;
 mod endless;

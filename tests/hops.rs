@@ -86,6 +86,13 @@ impl Trio {
         done
     }
 
+    /// What B owes C for its part is what A owes B, and it is not nothing.
+    fn bears_nothing(&self) {
+        let (earned, spent) = (posted(&self.b, &self.a), posted(&self.c, &self.b));
+        assert_eq!(earned, spent);
+        assert!(spent.is_some_and(|mc| mc > 0), "{spent:?}");
+    }
+
     /// Waits until the books mirror each other pair by pair, and nothing pends anywhere.
     fn settle(&self) {
         until("three books that agree, with nothing pending", || {
@@ -374,6 +381,35 @@ fn a_cancel_reaches_the_last_of_the_chain() {
     let shown = trio.b.ok(&["task", &part]);
     assert_eq!(shown["task"]["status"]["state"], "canceled");
     assert_eq!(trio.b.count(&task, "answered"), 0);
+    trio.bears_nothing();
+}
+
+/// The cancel finds C away, and B is killed while it waits to hear what the part has cost.
+#[test]
+fn b_is_killed_while_it_waits_for_the_cost_of_a_canceled_part() {
+    let mut trio = Trio::start(900, |_, _, _| {});
+    let task = trio.ask(&relayed("simulation", option(4_000_000)), &[]);
+    let part = trio.hop(&task);
+    until("C to work", || {
+        (trio.c.count(&part, "checkpoint") > 0).then_some(())
+    });
+    trio.c.kill();
+    trio.a.ok(&["cancel", &task]);
+    until("B to wait for the cost", || {
+        let shown = trio.b.ok(&["task", &task]);
+        let code = shown["task"]["status"]["metadata"]
+            .as_object()?
+            .values()
+            .next()?["code"]
+            .clone();
+        (code == "closing").then_some(())
+    });
+    trio.b.kill();
+    trio.b.up();
+    trio.c.up();
+    trio.settle();
+    assert_eq!(trio.a.count(&task, "stopped"), 1);
+    trio.bears_nothing();
 }
 
 /// B's owner takes the machine while B waits: the answer waits for him too.

@@ -2,6 +2,7 @@
 
 mod confined;
 mod openai;
+mod probing;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

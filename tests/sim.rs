@@ -456,6 +456,34 @@ fn a_result_after_settlement_is_late() {
     world.mirrored();
 }
 
+/// What a cancel costs was agreed with the award: a setting that the owner changes meanwhile changes nothing of it.
+#[test]
+fn a_cancel_costs_what_was_agreed() {
+    for (agreed, later) in [("units", "free"), ("free", "units")] {
+        let mut world = World::friends(1, 2);
+        let set = |world: &mut World, pay: &str| {
+            world.kill(0);
+            world.machines[0].policy.on_cancel = pay.into();
+            world.start(0);
+            world.run_for(200);
+        };
+        set(&mut world, agreed);
+        let executor = world.npub(1);
+        let task = world.ask(0, 400, Route::Peer(executor), 60_000);
+        world.run_for(600);
+        set(&mut world, later);
+        world.input(0, Input::Cancel { task: task.clone() });
+        world.settle(3 * HOUR);
+        assert!(world.quiet(), "{agreed}: nobody disputes anything");
+        world.mirrored();
+        let owed = world.machines[0].node.as_ref().map(|node| {
+            let account = node.ledger().account(&world.npub(1));
+            account.posted_mc != 0
+        });
+        assert_eq!(owed, Some(agreed == "units"));
+    }
+}
+
 /// A cancel ends the job at every moment, and nothing pends.
 #[test]
 fn a_cancel_ends_every_phase() {

@@ -72,38 +72,50 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Publishes one event to several relays; each answers with one [`CarrierEvent::Published`], a relay that is not
-    /// connected or not known at once with [`Outcome::Unknown`]. Waits while a queue is full, so do not call it from the task
-    /// that reads the events.
+    /// Publishes one event to several relays; each that gets it answers with one [`CarrierEvent::Published`], a relay that is not
+    /// connected or not known at once with [`Outcome::Unknown`]. Waits while the queues of all are full, so do not call it from the
+    /// task that reads the events. A relay whose queue is full is passed over while another one takes the event: it is slow or
+    /// reads nothing, and everybody would wait for it.
     ///
     /// # Errors
     /// `carrier_event_too_large`, `carrier_bad_url`, `carrier_ended`; then some of the relays may have been given it.
     pub async fn publish(&self, event: &Outgoing, relays: &[String]) -> Result<(), CarrierError> {
         self.check_size(event)?;
+        let (mut given, mut full) = (false, Vec::new());
         for relay in relays {
             let url = parse_url(relay)?;
             let commands = lock(&self.inner.relays)
                 .get(url.as_str())
                 .map(|slot| slot.commands.clone());
-            let taken = match commands {
-                Some(commands) => commands.send(event.clone()).await.is_ok(),
-                None => false,
-            };
-            if !taken {
-                let outcome = Outcome::Unknown("not one of the carrier's relays".into());
-                let missed = CarrierEvent::Published {
-                    event_id: event.event_id,
-                    relay: url.as_str().into(),
-                    outcome,
-                };
-                self.inner
-                    .events
-                    .send(missed)
-                    .await
-                    .map_err(|_| CarrierError::Ended)?;
+            let tried = commands
+                .as_ref()
+                .map(|commands| commands.try_send(event.clone()));
+            match (tried, commands) {
+                (Some(Ok(())), _) => given = true,
+                (Some(Err(mpsc::error::TrySendError::Full(_))), Some(commands)) => {
+                    full.push(commands)
+                }
+                _ => self.missed(event, &url).await?,
             }
         }
+        if !given && !full.is_empty() {
+            let waits = full.into_iter().map(|commands| {
+                let event = event.clone();
+                Box::pin(async move { commands.send(event).await.is_ok() })
+            });
+            futures_util::future::select_all(waits).await;
+        }
         Ok(())
+    }
+
+    async fn missed(&self, event: &Outgoing, url: &RelayUrl) -> Result<(), CarrierError> {
+        let missed = CarrierEvent::Published {
+            event_id: event.event_id,
+            relay: url.as_str().into(),
+            outcome: Outcome::Unknown("not one of the carrier's relays".into()),
+        };
+        let told = self.inner.events.send(missed).await;
+        told.map_err(|_| CarrierError::Ended)
     }
 
     /// Publishes to one relay without waiting: for the task that reads the events.

@@ -39,12 +39,17 @@ pub(crate) fn check_own_skills(
     Ok(crate::node::check_own_skills(config, home)?)
 }
 
-/// The owner's own skills, as their programs describe them now, each with its `sandbox`; of one that does not, its name, code
-/// and message.
+/// Of the owner's own skills, those that cannot be started: `{id,code,message}` each.
+pub(crate) fn own_skill_warnings(config: &crate::config::Config) -> Vec<Value> {
+    crate::node::own_skill_warnings(config)
+}
+
+/// The owner's own skills, as their programs describe them now, each with its `sandbox`; of one that does not, its `id`, `code`
+/// and `message`.
 pub(crate) async fn own_skills(
     config: &crate::config::Config,
     home: &crate::config::Home,
-) -> Result<(Vec<Value>, Vec<String>), CliError> {
+) -> Result<(Vec<Value>, Vec<Value>), CliError> {
     Ok(crate::node::own_skills(config, home).await?)
 }
 

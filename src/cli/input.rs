@@ -1,5 +1,7 @@
 //! A task's input, from a file or from `k=v` pairs that the skill's schema types.
 
+mod strict;
+
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -38,10 +40,8 @@ pub(crate) fn from_file(path: &Path) -> Result<Value, CliError> {
         let message = format!("the input is larger than {MAX_INPUT_BYTES} bytes");
         return Err(CliError::new("payload_too_large", message));
     }
-    serde_json::from_slice(&bytes).map_err(|error| {
-        let message = format!("the input is not JSON: {error}");
-        CliError::new("input_invalid", message)
-    })
+    strict::from_slice(&bytes)
+        .map_err(|error| CliError::new("input_invalid", format!("the input {error}")))
 }
 
 /// Builds an input object from `k=v` and `k:=json` pairs. Without a schema for `skill` on this machine only `k:=json` is
@@ -66,8 +66,8 @@ fn typed(schema: Option<&Value>, skill: &str, pairs: &[&str]) -> Result<Value, C
             .ok_or_else(|| invalid(pair, "it is not of the form k=v or k:=json"))?;
         let (name, value) = match name.strip_suffix(':') {
             Some(name) => {
-                let value = serde_json::from_str(text)
-                    .map_err(|error| invalid(name, &format!("it is not JSON: {error}")))?;
+                let value = strict::from_slice(text.as_bytes())
+                    .map_err(|error| invalid(name, &format!("it {error}")))?;
                 (name, value)
             }
             None => (name, by_schema(schema, skill, name, text)?),
@@ -103,9 +103,14 @@ fn by_schema(
     };
     let mut shape = Shape::default();
     shape.collect(schema, field, MAX_SCHEMA_DEPTH);
-    shape
+    let value = shape
         .read(text)
-        .ok_or_else(|| invalid(name, &format!("must be {}, not `{text}`", shape.describe())))
+        .ok_or_else(|| invalid(name, &format!("must be {}, not `{text}`", shape.describe())))?;
+    if value.is_object() || value.is_array() {
+        strict::from_slice(text.as_bytes())
+            .map_err(|error| invalid(name, &format!("it {error}")))?;
+    }
+    Ok(value)
 }
 
 fn invalid(name: &str, reason: &str) -> CliError {

@@ -27,10 +27,9 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
     let view = if let Some(cores) = args.cores {
         // To the node, 0 is all of them (`resume --cores 0`): nobody who types `pause` means that.
         if cores == 0 {
-            return Err(CliError::new(
-                "cores_invalid",
-                "foreign work cannot run on no core",
-            ));
+            let all = std::thread::available_parallelism().map_or(1, |n| n.get());
+            let message = format!("foreign work cannot run on no core; this machine has {all}");
+            return Err(CliError::new("cores_invalid", message));
         }
         control::call(context, "owner/cores", json!({ "n": cores }))?
     } else {

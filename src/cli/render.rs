@@ -3,6 +3,7 @@
 //! A view's fields are looked up by name and shown where they are there, so that a newer node can add one.
 
 mod status;
+mod tree;
 
 use serde_json::Value;
 
@@ -10,6 +11,8 @@ use super::adapters::EXTENSION;
 use super::error::Exit;
 use super::output::Reply;
 pub(crate) use status::{paused, status};
+use tree::scalar;
+pub(crate) use tree::tree;
 
 /// Columns, each as wide as its widest cell.
 pub(crate) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
@@ -32,43 +35,6 @@ pub(crate) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) 
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     lines.iter().map(line).collect::<Vec<_>>().join("\n")
-}
-
-/// Any view, as indented `name: value` lines.
-pub(crate) fn tree(view: &Value) -> String {
-    let mut text = String::new();
-    branch(view, 0, &mut text);
-    text.trim_end().to_owned()
-}
-
-fn branch(view: &Value, depth: usize, text: &mut String) {
-    let indent = "  ".repeat(depth);
-    let mut child = |name: &str, value: &Value| {
-        let empty = value.as_object().is_some_and(serde_json::Map::is_empty)
-            || value.as_array().is_some_and(Vec::is_empty);
-        if (value.is_object() || value.is_array()) && !empty {
-            text.push_str(&format!("{indent}{name}\n"));
-            branch(value, depth + 1, text);
-        } else {
-            text.push_str(&format!("{indent}{name} {}\n", scalar(value)));
-        }
-    };
-    match view {
-        Value::Object(fields) => fields
-            .iter()
-            .for_each(|(name, value)| child(&format!("{name}:"), value)),
-        Value::Array(items) => items.iter().for_each(|item| child("-", item)),
-        other => text.push_str(&format!("{indent}{}\n", scalar(other))),
-    }
-}
-
-fn scalar(value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        Value::Array(_) | Value::Object(_) => "none".to_owned(),
-        other => other.to_string(),
-    }
 }
 
 /// The cell at a JSON pointer of `row`; a dash where there is nothing.
@@ -222,12 +188,15 @@ pub(crate) fn why(view: &Value) -> String {
         cell(task, "/status/state")
     );
     let because = why_of(task);
-    text.push_str(&if because.is_empty() {
+    let peers = items(view, "peers");
+    // What a peer said stands beside its name, once.
+    let theirs = peers.iter().filter_map(|peer| peer.get("said"));
+    let theirs = theirs.map(reason).any(|said| said == because);
+    text.push_str(&if because.is_empty() || theirs {
         "\n".to_owned()
     } else {
         format!("; {because}\n")
     });
-    let peers = items(view, "peers");
     for peer in peers {
         let said = peer.get("said").map(reason).unwrap_or_default();
         text.push_str(&format!(
@@ -339,19 +308,9 @@ pub(crate) fn result(view: Value) -> Reply {
     };
     let mut text = format!("task: {}\nstate: {state}\n", cell(&view, "/task/id"));
     if let Some(result) = view.get("result").filter(|result| !result.is_null()) {
-        // Unit results are for the verifier; a person reads what they add up to.
-        let fields = result.as_object().map(|fields| {
-            let short = |value: &&Value| value.as_array().is_none_or(|items| items.len() <= 8);
-            fields
-                .iter()
-                .filter(|(_, value)| short(value))
-                .map(|(name, value)| (name.clone(), value.clone()))
-                .collect()
-        });
-        let shown = fields.map_or_else(|| result.clone(), Value::Object);
         text.push_str(&format!(
             "result:\n  {}\n",
-            tree(&shown).replace('\n', "\n  ")
+            tree(result).replace('\n', "\n  ")
         ));
     }
     let verified = |name: &str| cell(&view, &format!("/verified/{name}"));
@@ -463,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_shows_its_sums_but_not_its_units() {
+    fn a_result_shows_its_sums_and_not_all_of_its_units() {
         let view = json!({
             "task": { "id": "t1", "status": { "state": "completed" } },
             "result": { "price": 10.45, "units": vec![1; 64] },
@@ -474,7 +433,7 @@ mod tests {
         assert!(
             reply.text.contains("price: 10.45")
                 && reply.text.contains("29 of 64")
-                && !reply.text.contains("units:")
+                && reply.text.contains("(64 in all; --json has them)")
         );
         assert_eq!(reply.exit, Exit::DONE);
         let failed = result(json!({ "task": { "status": { "state": "failed" } } }));

@@ -14,10 +14,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
-    if let Some(cores) = args.cores {
-        control::call(context, "owner/cores", json!({ "n": cores }))?;
-    }
-    let view = control::call(context, "owner/resume", json!({}))?;
+    let view = control::call(context, "owner/resume", json!({ "cores": args.cores }))?;
     let text = format!("foreign work: {}", render::paused(&view));
     Ok(Reply::new(view, text))
 }

@@ -7,21 +7,20 @@ use super::error::CliError;
 use super::output::{self, Reply};
 use super::{Context, Threads, adapters, block_on, render};
 
-/// `{skills:[{id,name,description,tags,input_schema,output_schema,unit_price_mc,implementation}]}`, and of the owner's own skills
-/// `sandbox:{level,missing}`.
+/// `{skills:[{id,name,description,tags,input_schema,output_schema,unit_price_mc,implementation}],not_offered:[{id,code,message}]}`, and
+/// of the owner's own skills `sandbox:{level,missing}`.
 pub(crate) fn run(context: &Context) -> Result<Reply, CliError> {
     let home = context.home()?;
     let config = context.config()?;
     adapters::check_own_skills(&config, home)?;
     let mut catalog = adapters::offered(&home.models_dir());
+    let mut not_offered = Vec::new();
     if config.labor.enabled && !config.skills.is_empty() {
         let (own, silent) = block_on(Threads::One, async {
             adapters::own_skills(&config, home).await
         })?;
         catalog.extend(own);
-        for line in silent {
-            output::note(&format!("not offered: {line}"));
-        }
+        not_offered = silent;
     }
     for skill in &mut catalog {
         let id = skill.get("id").and_then(Value::as_str);
@@ -36,7 +35,12 @@ pub(crate) fn run(context: &Context) -> Result<Reply, CliError> {
         let columns = ["SKILL", "PRICE MC", "INPUT", "SANDBOX"];
         render::table(&columns, catalog.iter().map(row))
     };
-    Ok(Reply::new(json!({ "skills": catalog }), text))
+    for wrong in &not_offered {
+        let [id, code, message] = ["/id", "/code", "/message"].map(|at| render::cell(wrong, at));
+        output::note(&format!("not offered: {id}: {code}: {message}"));
+    }
+    let view = json!({ "skills": catalog, "not_offered": not_offered });
+    Ok(Reply::new(view, text))
 }
 
 fn row(skill: &Value) -> Vec<String> {

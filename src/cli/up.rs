@@ -5,7 +5,8 @@ use super::adapters::{self, NodeParts};
 use super::error::CliError;
 use super::output::Reply;
 use super::passphrase::PassphraseArgs;
-use super::{Context, Threads, block_on, identity_adapter, logging};
+use super::{Context, Threads, block_on, config_check, identity_adapter, logging};
+use crate::config::Config;
 use crate::node::control::{ControlStartError, HomeLock};
 
 #[derive(clap::Args)]
@@ -25,6 +26,10 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
     // Before the passphrase: a second node is refused without asking for one.
     let lock = HomeLock::acquire(&home)?;
     logging::start(&home.log_file(), &config.log)?;
+    if Config::is_empty_file(&home) {
+        let text = config_check::empty_text(&home);
+        tracing::warn!(code = config_check::CONFIG_EMPTY, "{text}");
+    }
     let passphrase = encrypted
         .then(|| args.passphrase.for_existing_key())
         .transpose()?;

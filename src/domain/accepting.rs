@@ -1,8 +1,8 @@
-//! Our part when a job is awarded to us: accepting, declining, and letting go of it.
+//! Our part when a job is awarded to us: accepting and declining.
 
 use super::Node;
 use super::bidding::{Agreed, Deal};
-use super::engagement::{self, Engagement, Stage, StopWhy};
+use super::engagement::{self, Engagement, Stage};
 use super::history;
 use super::ledger::{Event, State as Money};
 use super::mark::{self, Promise};
@@ -195,6 +195,7 @@ impl Node {
             hops_mc: deal.hops_mc,
             via: [award.via.clone(), link.into_iter().collect()].concat(),
             calls: Vec::new(),
+            stopped_hops: Vec::new(),
             commitment: award.commitment.clone(),
             terms,
             on_cancel: award.on_cancel.clone(),
@@ -333,171 +334,6 @@ impl Node {
             Tier::Stranger => self.policy.message_ttl_ms.min(600_000),
             Tier::Own | Tier::Trusted => self.policy.message_ttl_ms,
         }
-    }
-
-    /// A newer award of the task exists, or the requester withdrew: stop the older ones.
-    pub(super) fn supersede_work(&mut self, now: Ms, from: &str, task: &str, below: u32) {
-        self.note_withdrawn(now, from, task, below);
-        let owner = format!("{from}/{task}");
-        self.held.remove(&owner);
-        let older: Vec<_> = self
-            .work_of(&owner)
-            .filter(|w| w.award_no < below && w.is_work())
-            .map(|w| w.key.clone())
-            .collect();
-        for key in older {
-            self.wind_up(now, &key, StopWhy::Superseded);
-        }
-    }
-
-    pub(super) fn on_cancel_message(
-        &mut self,
-        now: Ms,
-        from: &str,
-        task: &str,
-        entry: &Entry,
-    ) -> Result<(), Refused> {
-        if entry.what != Act::Canceled {
-            return Err(Refused::new(
-                "entry_mismatch",
-                "the signed entry is not a cancel",
-            ));
-        }
-        let owner = format!("{from}/{task}");
-        let open: Vec<_> = self
-            .work_of(&owner)
-            .filter(|w| w.is_live())
-            .map(|w| w.key.clone())
-            .collect();
-        if open.is_empty() && !self.room_for_mark(from, &owner) {
-            return Err(Refused::new(
-                "too_many_marks",
-                "too many tasks of this peer are remembered here",
-            ));
-        }
-        let until = (open.iter())
-            .filter_map(|key| self.work.get(key).map(|w| w.result_by_ms))
-            .fold(now.saturating_add(mark::CANCELED_MS), Ms::max);
-        self.admit_foreign_entry(now, from, task, until, entry)?;
-        self.moot(from, task);
-        if !self.is_local(from) {
-            self.mark(&owner, until).canceled = true;
-        }
-        for key in open {
-            if self.work.get(&key).is_some_and(Engagement::is_work) {
-                self.wind_up(now, &key, StopWhy::Canceled);
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends work that is not finished: at once where nobody computes, else at the next unit boundary.
-    pub(super) fn wind_up(&mut self, now: Ms, key: &EngagementKey, why: StopWhy) {
-        let running = self
-            .work
-            .get(key)
-            .is_some_and(|w| matches!(w.stage, Stage::Running | Stage::Stopping));
-        self.stop_work(key, why, false);
-        if !running {
-            self.wound_up(now, key);
-        }
-    }
-
-    /// The worker has let go of work that is to end.
-    pub(super) fn wound_up(&mut self, now: Ms, key: &EngagementKey) {
-        self.abandon_hop(now, key);
-        let Some(work) = self.work.get(key) else {
-            return;
-        };
-        let (no, requester, task, useful) = (
-            work.award_no,
-            work.requester.clone(),
-            work.task.clone(),
-            if now > work.result_by_ms {
-                0
-            } else {
-                work.checkpoint_units
-            },
-        );
-        // Units in a checkpoint count, if the cancel came before the deadline.
-        let (settle_by, units_pay) = (work.settle_by_ms, work.on_cancel == "units" && useful > 0);
-        match work.stop {
-            Some(StopWhy::Canceled) => {
-                let entry = self.write_work_entry(
-                    now,
-                    key,
-                    Act::Stopped {
-                        award_no: no,
-                        useful_units: useful,
-                    },
-                );
-                let news = News::Canceled {
-                    useful_units: useful,
-                    entry,
-                };
-                self.send_peer(
-                    &requester,
-                    Body::Update(Box::new(Update {
-                        task,
-                        award_no: no,
-                        news,
-                    })),
-                    settle_by,
-                );
-                if units_pay {
-                    if let Some(work) = self.work.get_mut(key) {
-                        work.stage = Stage::Finished;
-                        work.units_done = useful;
-                    }
-                } else {
-                    self.move_work_money(now, key, Event::Decline, 0);
-                    self.end_work(now, key, "canceled");
-                }
-            }
-            Some(StopWhy::Superseded) => self.give_back(now, key),
-            Some(StopWhy::Deadline) => self.fail_work(
-                now,
-                key,
-                "deadline_passed",
-                "the deadline passed before the work was done",
-            ),
-            Some(StopWhy::Owner) | None => {}
-        }
-    }
-
-    /// The requester has withdrawn the award, and nobody works on it any more.
-    fn give_back(&mut self, now: Ms, key: &EngagementKey) {
-        let Some(work) = self.work.get(key) else {
-            return;
-        };
-        let (no, requester, task, settle_by) = (
-            work.award_no,
-            work.requester.clone(),
-            work.task.clone(),
-            work.settle_by_ms,
-        );
-        let code = "superseded".to_owned();
-        let entry = self.write_work_entry(
-            now,
-            key,
-            Act::Declined {
-                award_no: no,
-                code: code.clone(),
-            },
-        );
-        let decline = Decline {
-            task,
-            requester: requester.clone(),
-            award_no: no,
-            code,
-            message: "withdrawn by the requester".into(),
-            retry_at_ms: None,
-            entry: Some(entry),
-            binding: Some(self.policy.binding.clone()),
-        };
-        self.send_peer(&requester, Body::Decline(Box::new(decline)), settle_by);
-        self.move_work_money(now, key, Event::Decline, 0);
-        self.end_work(now, key, "superseded");
     }
 
     pub(super) fn fail_work(&mut self, now: Ms, key: &EngagementKey, code: &str, message: &str) {

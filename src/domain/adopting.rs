@@ -16,6 +16,7 @@ use super::step::{Ms, Refused, Row};
 use crate::wire::bounds::MAX_TERM_MS;
 use crate::wire::entry::{Act, Entry};
 use crate::wire::log::AwardLog;
+use crate::wire::proof::Hop;
 
 /// What is known of one award by signatures that count, and by nothing else.
 #[derive(Default)]
@@ -28,8 +29,8 @@ struct Facts {
     accepted: Option<(Ms, u64)>,
     /// By the executor: declined or failed, and why.
     gone: Option<String>,
-    /// By the executor: stopped after so many units.
-    stopped: Option<u32>,
+    /// By the executor: stopped after so many units, and what parts had cost.
+    stopped: Option<(u32, Vec<Hop>)>,
     /// By the executor: hash of the proof.
     completed: Option<String>,
     /// By the requester.
@@ -84,9 +85,10 @@ impl Facts {
                 Act::Stopped {
                     award_no,
                     useful_units,
+                    hops,
                 },
                 false,
-            ) if *award_no == no => self.stopped = Some(*useful_units),
+            ) if *award_no == no => self.stopped = Some((*useful_units, hops.clone())),
             (Act::Completed { award_no, proof }, false) if *award_no == no => {
                 self.completed = Some(proof.clone());
             }

@@ -57,18 +57,18 @@ impl Node {
                 job.marks.accepted_ms = now;
                 job.reason = Some(Reason::new("working", "the executor has accepted"));
             }
-            let useful = self
+            let stopped = self
                 .jobs
                 .get(&accept.task)
                 .and_then(|j| j.awards.iter().find(|a| a.no == no))
-                .and_then(|a| a.useful_units);
+                .and_then(|a| Some((a.useful_units?, a.stopped_hops.clone())));
             self.journal(
                 "accept",
                 Some(&accept.task),
                 serde_json::json!({"award_no": no, "executor": from, "total_mc": accept.total_mc}),
             );
-            if let Some(useful) = useful {
-                self.on_stopped(now, &accept.task, no, useful);
+            if let Some((useful, hops)) = stopped {
+                self.on_stopped(now, &accept.task, no, useful, &hops);
             } else if ended {
                 // The acceptance met our cancel on the way, or the executor never saw it.
                 self.cancel_awards(now, &accept.task);
@@ -235,19 +235,21 @@ impl Node {
                 useful_units,
                 entry,
             } => {
-                if entry.what
-                    != (Act::Stopped {
-                        award_no: no,
-                        useful_units,
-                    })
-                {
-                    return Err(Refused::new(
-                        "entry_mismatch",
-                        "the signed entry states something else",
-                    ));
-                }
+                let hops = match &entry.what {
+                    Act::Stopped {
+                        award_no,
+                        useful_units: units,
+                        hops,
+                    } if (*award_no, *units) == (no, useful_units) => hops.clone(),
+                    _ => {
+                        return Err(Refused::new(
+                            "entry_mismatch",
+                            "the signed entry states something else",
+                        ));
+                    }
+                };
                 self.admit_job_entry(now, &task, from, &entry)?;
-                self.on_stopped(now, &task, no, useful_units);
+                self.on_stopped(now, &task, no, useful_units, &hops);
             }
         }
         Ok(())

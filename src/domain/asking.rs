@@ -67,6 +67,7 @@ impl Node {
             critical: ask.critical,
             units: ask.plan.as_ref().map_or(0, |p| p.units),
             output_bytes_max: ask.plan.as_ref().map_or(0, |p| p.output_bytes_max),
+            model: ask.plan.and_then(|p| p.model),
             salt,
             input_bytes,
             commitment,
@@ -380,6 +381,8 @@ fn sent(award: &Award, executor: String, terms: String) -> AwardRow {
         lease_until_ms: 0,
         paused_since_ms: None,
         units_done: 0,
+        on_cancel: Some(award.on_cancel.clone()),
         useful_units: None,
+        stopped_hops: Vec::new(),
     }
 }

@@ -9,7 +9,7 @@ use super::Node;
 use super::job::{AwardState, Job, Phase, Reason, Route, TaskState};
 use super::peer::Tier;
 use super::step::{Addressee, Effect, Incoming, Ms, Refused};
-use crate::wire::market::{Bid, Offer};
+use crate::wire::market::{self, Bid, Offer};
 use crate::wire::message::Body;
 
 /// Code of a decline by a peer whose owner has paused foreign work.
@@ -86,7 +86,10 @@ impl Node {
             reply: String::new(),
             relays: self.policy.relays.clone(),
             expires_ms: job.offer_expires_ms,
-            via: job.via.clone(),
+            via: (job.via.iter())
+                .filter_map(|link| market::veil(link, &self.policy.me, &job.task).ok())
+                .collect(),
+            model: job.model.clone(),
         };
         let expires_ms = job.offer_expires_ms;
         let to = Addressee::Pool(pool.clone());

@@ -97,7 +97,13 @@ impl Node {
         if self.policy.skills.is_empty() {
             return Ok(());
         }
-        match self.would_bid(now, &incoming.from, &owner, offer) {
+        let deal = self.would_bid(now, &incoming.from, &owner, offer);
+        let deal = match &incoming.plan {
+            // What this machine lacks is told to those alone whom it would work for.
+            Some(Err(lacking)) => deal.and(Err(lacking.clone())),
+            _ => deal,
+        };
+        match deal {
             Ok(deal) => self.bid(&owner, &incoming.from, offer, &deal),
             Err(refused) => {
                 if refused.code == OWNER_PAUSED {
@@ -195,7 +201,7 @@ impl Node {
         // The class is the next power of two: half of it is certain.
         self.fits(offer.input_bytes_max / 2)?;
         self.fits(offer.output_bytes_max)?;
-        self.admits_chain(&offer.via)?;
+        self.admits_veiled(from, &offer.task, &offer.via)?;
         if !self.room_for_mark(from, owner) {
             return Err(Refused::new("too_many_bids", "too many bids are open here")
                 .retry_at(Some(now.saturating_add(10_000))));

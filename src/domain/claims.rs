@@ -25,7 +25,7 @@ impl Node {
             .work
             .get(&key)
             .ok_or_else(|| Refused::new("engagement_unknown", "no such work is open here"))?;
-        if work.is_work() {
+        if !work.has_reported() {
             return Err(Refused::new(
                 "receipt_early",
                 "no result was sent for this award",
@@ -203,7 +203,8 @@ impl Node {
             .work_of(&owner)
             .filter(|w| w.award_no < below && w.is_live() && !w.withdrawn)
             .map(|w| {
-                let stopped = w.stage == Stage::Finished && w.proof.is_none();
+                let stopped =
+                    matches!(w.stage, Stage::Finished | Stage::Closing) && w.proof.is_none();
                 (w.key.clone(), w.called_superseded, stopped)
             })
             .collect();

@@ -22,7 +22,9 @@ pub enum Stage {
     Hibernating,
     /// A part was delegated: no lease is held, its state waits for the answer.
     Waiting,
-    /// The result is durable and on its way; no receipt yet.
+    /// Canceled while a part was with somebody else: what that part costs is awaited, then the requester is told.
+    Closing,
+    /// The result is durable and on its way, or the units that count after a cancel are said; no receipt yet.
     Finished,
     /// The requester let `settle_by` pass: the claim stands, overdue.
     Overdue,
@@ -122,6 +124,9 @@ pub struct Engagement {
     /// What the skill has delegated so far; the last is awaited while the stage is [`Stage::Waiting`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub calls: Vec<Call>,
+    /// What parts had cost when it was canceled, as the requester was told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stopped_hops: Vec<Hop>,
     /// Commitment to the input.
     pub commitment: String,
     /// Hash of the terms.
@@ -203,6 +208,17 @@ impl Engagement {
         )
     }
 
+    /// Whether the requester has been told what came of it.
+    pub fn has_reported(&self) -> bool {
+        !self.is_work() && self.stage != Stage::Closing
+    }
+
+    /// How long what a part costs is awaited after a cancel: the requester must hear of it well before `settle_by`.
+    pub fn close_by_ms(&self) -> Ms {
+        let settling_ms = self.settle_by_ms.saturating_sub(self.result_by_ms);
+        self.result_by_ms.saturating_add(settling_ms / 2)
+    }
+
     /// The task of ours whose answer is awaited.
     pub fn awaits(&self) -> Option<&TaskId> {
         let last = self.calls.last().filter(|c| c.end.is_none())?;
@@ -227,12 +243,12 @@ impl Engagement {
         done.collect()
     }
 
-    /// What the requester owes once the work is finished, milli-credits.
+    /// What the requester owes once the work is finished, or was canceled, milli-credits.
     pub fn claim_mc(&self) -> u64 {
         let counted = || {
-            u64::from(self.units_done)
-                .saturating_mul(self.unit_price_mc)
-                .min(self.total_mc)
+            let hops = self.stopped_hops.iter().map(|hop| hop.cost_mc);
+            let units = u64::from(self.units_done).saturating_mul(self.unit_price_mc);
+            hops.fold(units, u64::saturating_add).min(self.total_mc)
         };
         self.proof
             .as_ref()

@@ -81,10 +81,12 @@ impl Node {
                     step::PlanFacts {
                         units: a.units,
                         output_bytes_max: 0,
+                        model: None,
                     },
                     |j| step::PlanFacts {
                         units: j.units,
                         output_bytes_max: j.output_bytes_max,
+                        model: j.model.clone(),
                     },
                 ))),
                 _ => None,

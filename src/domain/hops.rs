@@ -7,9 +7,11 @@
 
 use super::Node;
 use super::engagement::{Call, CallEnd, Stage, StopWhy};
-use super::job::{Job, Phase, Reason, Route, TaskState};
+use super::job::{AwardRow, Job, Phase, Reason, Route, TaskState};
+use super::ledger::State as Money;
 use super::step::{Ask, Chance, Change, EngagementKey, Ms, Refused, TaskId, Wish};
 use crate::wire::market;
+use crate::wire::proof::Hop;
 
 /// Code of a refusal by somebody who waits for the very job that this one is a part of.
 pub(super) const CYCLE: &str = "delegation_cycle";
@@ -29,21 +31,49 @@ pub(super) struct Origin {
 impl Node {
     /// Whether a job with this chain above it may be taken here.
     pub(super) fn admits_chain(&self, via: &[String]) -> Result<(), Refused> {
+        self.admits_depth(via.len())?;
+        let known = |link: &String| {
+            self.links
+                .get(link)
+                .is_some_and(|task| self.awaits_job(task))
+        };
+        if via.iter().any(known) {
+            return Err(circular());
+        }
+        Ok(())
+    }
+
+    /// The same for an offer of `from`, in which the links are veiled ([`market::veil`]).
+    pub(super) fn admits_veiled(
+        &self,
+        from: &str,
+        task: &str,
+        via: &[String],
+    ) -> Result<(), Refused> {
+        self.admits_depth(via.len())?;
         if via.is_empty() {
             return Ok(());
         }
-        if via.len() > self.policy.delegation_hops_max as usize {
-            return Err(self.too_deep());
-        }
-        let ours = via.iter().filter_map(|link| self.links.get(link));
-        let waits = |task: &TaskId| self.jobs.get(task).is_some_and(|j| j.phase != Phase::Ended);
-        if ours.into_iter().any(waits) {
-            return Err(Refused::new(
-                CYCLE,
-                "this job is a part of one that this node itself waits for",
-            ));
+        let known = |link: &String| {
+            let veil = market::veil(link, from, task);
+            veil.is_ok_and(|veil| via.contains(&veil))
+        };
+        let mut live = self.links.iter().filter(|(_, task)| self.awaits_job(task));
+        if live.any(|(link, _)| known(link)) {
+            return Err(circular());
         }
         Ok(())
+    }
+
+    fn admits_depth(&self, links: usize) -> Result<(), Refused> {
+        if links > self.policy.delegation_hops_max as usize {
+            return Err(self.too_deep());
+        }
+        Ok(())
+    }
+
+    fn awaits_job(&self, task: &str) -> bool {
+        (self.jobs.get(task)).is_some_and(|job| job.phase != Phase::Ended)
     }
 
     /// Takes a job of ours into the index of links.
@@ -280,6 +310,26 @@ impl Node {
         }
     }
 
+    /// Whether the money for the last part is not decided yet.
+    pub(super) fn part_pends(&self, key: &EngagementKey) -> bool {
+        let last = self.work.get(key).and_then(|work| work.calls.last());
+        let job = last.and_then(|call| self.jobs.get(&call.task));
+        job.is_some_and(Job::is_live)
+    }
+
+    /// The parts that were paid for, whether or not their results were still wanted. One that was stopped has no proof: it is named
+    /// by the hash of its executor's signed word.
+    pub(super) fn parts_paid(&self, key: &EngagementKey) -> Vec<Hop> {
+        let Some(work) = self.work.get(key) else {
+            return Vec::new();
+        };
+        let mut hops = work.hops();
+        let last = work.calls.last();
+        let unwanted = last.filter(|call| matches!(call.end, Some(CallEnd::Failed { .. })));
+        hops.extend(unwanted.and_then(|call| paid_for(self.jobs.get(&call.task)?)));
+        hops
+    }
+
     /// After a start: work that waits for a task that is not there any more, which only a damaged store explains, is told so.
     pub(super) fn answer_orphans(&mut self, now: Ms) {
         let open = |task: &TaskId| {
@@ -298,6 +348,30 @@ impl Node {
             self.answer(now, &key, end);
         }
     }
+}
+
+fn circular() -> Refused {
+    Refused::new(
+        CYCLE,
+        "this job is a part of one that this node itself waits for",
+    )
+}
+
+/// What a part that has ended was paid, and to whom; none if nothing was.
+fn paid_for(job: &Job) -> Option<Hop> {
+    let paid = |a: &&AwardRow| a.money == Money::Committed && job.cost_mc > 0;
+    let award = job.awards.iter().find(paid)?;
+    let outcome = (job.outcome.as_ref()).filter(|o| o.award_no == award.no && !o.late);
+    let proof = match outcome {
+        Some(outcome) => outcome.proof.hash().ok()?,
+        None => job.heads.by_author.get(&award.executor)?.hash.clone(),
+    };
+    Some(Hop {
+        executor: award.executor.clone(),
+        skill: job.skill.clone(),
+        cost_mc: job.cost_mc,
+        proof,
+    })
 }
 
 /// Why a task of ours ended without a result, in words for the skill that asked for it.

@@ -8,7 +8,7 @@ use super::ledger::State as Money;
 use super::step::{EngagementKey, Findings, Ms, Npub, TaskId};
 use crate::wire::market::Bid;
 use crate::wire::message::WorkResult;
-use crate::wire::proof::Proof;
+use crate::wire::proof::{Hop, Proof};
 
 /// A2A task states (v0.3 words).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -153,9 +153,15 @@ pub struct AwardRow {
     pub paused_since_ms: Option<Ms>,
     /// Units the executor says are done.
     pub units_done: u32,
+    /// What a cancel costs, as it was agreed: `free` or `units`; none in a row of before this was kept: the owner's setting holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_cancel: Option<String>,
     /// Units that count after a cancel, while the price is not known yet.
     #[serde(default)]
     pub useful_units: Option<u32>,
+    /// What parts had cost by then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stopped_hops: Vec<Hop>,
 }
 
 /// When things happened, Unix milliseconds; 0 if they have not.
@@ -246,6 +252,9 @@ pub struct Job {
     pub units: u32,
     /// Most bytes of the output.
     pub output_bytes_max: u64,
+    /// The model that its executor must have, as an offer names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// Salt of the commitment, hex.
     pub salt: String,
     /// Size of the input as JSON.

@@ -179,7 +179,10 @@ impl Node {
     }
 
     /// Why a command about this peer, or about none, must wait.
-    pub(super) fn not_now(&self, npub: Option<&str>) -> Result<(), Refused> {
+    ///
+    /// # Errors
+    /// `recovering`, `peer_frozen`.
+    pub fn not_now(&self, npub: Option<&str>) -> Result<(), Refused> {
         if self.is_recovering() {
             let text = "this node was restored from a backup and is asking its peers what it has forgotten; `legion status` shows whom it waits for";
             return Err(Refused::new(RECOVERING, text));

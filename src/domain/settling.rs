@@ -6,7 +6,7 @@ use super::ledger::{Event, State as Money};
 use super::step::{Effect, Ms};
 use crate::wire::entry::Act;
 use crate::wire::message::{Body, Receipt, Refusal};
-use crate::wire::proof::{Evidence, Proof};
+use crate::wire::proof::{Evidence, Hop, Proof, hops_mc};
 
 use super::judging::blank_evidence;
 
@@ -156,8 +156,15 @@ impl Node {
     }
 
     /// The executor has stopped after our cancel.
-    pub(super) fn on_stopped(&mut self, now: Ms, task: &str, no: u32, useful_units: u32) {
-        let on_cancel = self.policy.on_cancel.clone();
+    pub(super) fn on_stopped(
+        &mut self,
+        now: Ms,
+        task: &str,
+        no: u32,
+        useful_units: u32,
+        hops: &[Hop],
+    ) {
+        let setting = self.policy.on_cancel.clone();
         let Some(job) = self.jobs.get_mut(task) else {
             return;
         };
@@ -176,22 +183,29 @@ impl Node {
         else {
             return;
         };
-        if award.unit_price_mc.is_none() && useful_units > 0 && on_cancel == "units" {
+        let on_cancel = award.on_cancel.clone().unwrap_or(setting);
+        let claims = useful_units > 0 || !hops.is_empty();
+        if award.unit_price_mc.is_none() && claims && on_cancel == "units" {
             // The acceptance, which names the price, is still on its way.
             award.useful_units = Some(useful_units);
+            award.stopped_hops = hops.to_vec();
             self.dirty.jobs.insert(task.to_owned());
             return;
         }
         award.state = AwardState::Declined;
+        let executor = award.executor.clone();
+        // As for a result: what is no hop, or more than was agreed, is not owed.
+        let hops_mc = hops_mc(hops, &self.policy.me, &executor)
+            .filter(|spent| *spent <= award.hops_mc.unwrap_or(award.cap_mc));
         let cost_mc = u64::from(useful_units.min(most))
             .saturating_mul(award.unit_price_mc.unwrap_or(0))
+            .saturating_add(hops_mc.unwrap_or(0))
             .min(award.cap_mc);
-        let executor = award.executor.clone();
         self.dirty.jobs.insert(task.to_owned());
         self.journal(
             "stopped",
             Some(task),
-            serde_json::json!({"award_no": no, "useful_units": useful_units}),
+            serde_json::json!({"award_no": no, "useful_units": useful_units, "hops": hops, "cost_mc": cost_mc}),
         );
         if on_cancel != "units" || cost_mc == 0 {
             self.move_award_money(now, task, no, Event::Decline, 0);

@@ -9,6 +9,7 @@ use super::job::{Job, Route};
 use super::ledger::{Account, Transfer};
 use super::peer::{Peer, Tier};
 use super::policy::SkillFacts;
+use crate::config::SandboxLevel;
 use crate::wire::binding::{Binding, BoundKeys};
 use crate::wire::entry::Entry;
 use crate::wire::log::{LogEntries, LogSince};
@@ -69,6 +70,9 @@ pub struct PlanFacts {
     pub units: u32,
     /// Most bytes of output and unit results together.
     pub output_bytes_max: u64,
+    /// The model that whoever works on it must have, as an offer names it.
+    #[serde(default)]
+    pub model: Option<String>,
 }
 
 /// A refusal with a stable code.
@@ -135,7 +139,7 @@ pub struct Incoming {
     pub body: Body,
     /// The pool it came through, or none for a direct message.
     pub pool: Option<String>,
-    /// For awards: what our skill says of the input, or its refusal.
+    /// For awards: what our skill says of the input, or its refusal. For offers: why this machine lacks what they need, if it does.
     pub plan: Option<Result<PlanFacts, Refused>>,
     /// The author's keys, if the message carried a binding that verified.
     pub keys: Option<BoundKeys>,
@@ -289,6 +293,13 @@ pub enum Input {
     Pools(Vec<String>),
     /// A skill that was not ready at the start is now.
     Offer(SkillFacts),
+    /// What confines the program of a skill of the owner's; told before anything is taken for it.
+    Confined {
+        /// Skill id.
+        skill: String,
+        /// How far.
+        level: SandboxLevel,
+    },
     /// The owner has a peer's contact.
     Introduce(Box<Introduction>),
     /// The owner admits a peer, changes its tier or clears a dispute.

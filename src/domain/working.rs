@@ -300,6 +300,8 @@ impl Node {
             && now >= keepalive_at
         {
             self.keep_alive(now, key);
+        } else if stage == Stage::Closing && now >= work.close_by_ms() {
+            self.close(now, key);
         } else if stage == Stage::Finished && now >= settle_by.saturating_add(self.policy.skew_ms) {
             if work.evidence.is_some() {
                 // A refusal is being judged: it came in time.
@@ -353,6 +355,7 @@ impl Node {
                 .keepalive_at_ms
                 .min(work.result_by_ms.saturating_add(1)),
             Stage::Hibernating => work.result_by_ms.saturating_add(1),
+            Stage::Closing => work.close_by_ms(),
             Stage::Finished if self.online && work.evidence.is_none() => {
                 work.settle_by_ms.saturating_add(self.policy.skew_ms)
             }

@@ -125,6 +125,18 @@ pub trait Skill: Sync {
         let _ = models;
         true
     }
+    /// What this input needs that not every machine with the skill has, as others may know it: it stands in offers, before the
+    /// input is shown to anybody. Of an input that is not understood nothing.
+    fn needs(&self, input: &Value) -> Option<String> {
+        let _ = input;
+        None
+    }
+    /// Whether this machine has what [`Skill::needs`] said; code `model_missing`.
+    #[cfg(feature = "labor")]
+    fn check_need(&self, need: &str, models: &super::models::Models) -> Result<(), SkillError> {
+        let _ = (need, models);
+        Ok(())
+    }
     /// Whether this machine has what this one input needs; code `model_missing`.
     #[cfg(feature = "labor")]
     fn check_ready(&self, input: &Value, models: &super::models::Models) -> Result<(), SkillError> {
@@ -247,7 +259,7 @@ fn is_public(skill: &dyn Skill) -> bool {
 
 /// Every skill that this program knows, whether this machine has what it needs or not.
 pub fn catalog() -> Vec<SkillInfo> {
-    let own = own::registered().iter().map(|skill| skill.info());
+    let own = own::registered().into_iter().map(|skill| skill.info());
     let skills = registry().iter().filter(|skill| is_public(**skill));
     skills.map(|skill| skill.info()).chain(own).collect()
 }
@@ -275,6 +287,17 @@ pub fn check_ready(skill: &str, input: &Value, models: &std::path::Path) -> Resu
     find(skill)?.check_ready(input, &super::models::Models::at(models))
 }
 
+/// See [`Skill::needs`]; nothing of an unknown skill.
+pub fn needs(skill: &str, input: &Value) -> Option<String> {
+    find(skill).ok().and_then(|skill| skill.needs(input))
+}
+
+/// See [`Skill::check_need`]: what an executor asks before it bids.
+#[cfg(feature = "labor")]
+pub fn check_need(skill: &str, need: &str, models: &std::path::Path) -> Result<(), SkillError> {
+    find(skill)?.check_need(need, &super::models::Models::at(models))
+}
+
 /// See [`Skill::recompute_input`]; an unknown skill's input stays as it is.
 pub fn recompute_input(skill: &str, input: &Value, theirs: &[u8]) -> Value {
     find(skill).map_or_else(
@@ -285,7 +308,9 @@ pub fn recompute_input(skill: &str, input: &Value, theirs: &[u8]) -> Value {
 
 /// Find a skill by id; code `skill_unknown`.
 pub fn find(skill: &str) -> Result<&'static dyn Skill, SkillError> {
-    let own = own::registered().iter().map(|known| known as &dyn Skill);
+    let own = own::registered()
+        .into_iter()
+        .map(|known| known as &dyn Skill);
     registry()
         .iter()
         .copied()

@@ -140,7 +140,7 @@ fn io_at(path: &Path) -> impl Fn(io::Error) -> BackupError {
 /// `{file,bytes,npub,at_ms,rows,with_keys}`.
 ///
 /// # Errors
-/// `store_target_exists`, `io`, `key_missing`, and the store's.
+/// `store_target_exists`, `store_target_unusable`, `io`, `key_missing`, and the store's.
 pub fn write(
     home: &Home,
     store: &Store,

@@ -55,6 +55,17 @@ impl Batch {
         }
     }
 
+    /// Whether nobody waits for any of it: it only notes what was heard.
+    pub(super) fn is_quiet(&self) -> bool {
+        let noted = |e: &Effect| matches!(e, Effect::Changed(_) | Effect::Dropped { .. });
+        self.sends.is_empty()
+            && self.tries.is_empty()
+            && self.answers.is_empty()
+            && self.held.is_empty()
+            && self.arrived.is_empty()
+            && self.effects.iter().all(noted)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.changes.is_empty()
             && self.seen.is_empty()

@@ -34,6 +34,8 @@ const BATCH_MAX: usize = 256;
 const ACK_WAIT: Duration = Duration::from_millis(20);
 /// Outbox rows that are done wait this long for another commit. Kept too long they are only sent again after a crash.
 const DELIVERED_WAIT: Duration = Duration::from_millis(200);
+/// What only notes something waits this long for a commit that somebody waits for: an acceptance goes with the result after it.
+const QUIET_WAIT: Duration = Duration::from_millis(5);
 /// Most bytes of message JSON in one envelope before signatures (a rumor holds 28,672 bytes in all).
 const PARCEL_BYTES: usize = 23_000;
 /// Commits that may fail in a row before the node ends.
@@ -53,6 +55,8 @@ pub struct Core {
     /// Outbox rows that are done: they go with the next commit, whatever it is for.
     pub(super) delivered: Vec<u64>,
     pub(super) delivered_due: Option<Instant>,
+    /// A batch that nobody waits for, and until when it waits for another.
+    quiet: Option<(Batch, Instant)>,
     /// Closes messages while the disk writes what they say.
     pub(super) sealer: Arc<Sealer>,
     pub(super) runtime: tokio::runtime::Handle,
@@ -97,6 +101,7 @@ impl Core {
             acks_due: None,
             delivered: Vec::new(),
             delivered_due: None,
+            quiet: None,
             sealer,
             runtime: tokio::runtime::Handle::current(),
             failures: 0,
@@ -120,7 +125,7 @@ impl Core {
     /// The last error of the store.
     pub fn run(mut self, mailbox: &Receiver<Mail>) -> Result<(), StoreError> {
         let again = &self.again.clone();
-        self.batch(vec![Mail::Fact(Input::Started)], again)?;
+        self.batch(vec![Mail::Fact(Input::Started)], again, false)?;
         loop {
             let mut mails = Vec::new();
             match mailbox.recv_timeout(self.patience()) {
@@ -139,7 +144,7 @@ impl Core {
                 mails.truncate(at);
                 self.delivered_due = self.delivered_due.map(|_| Instant::now());
             }
-            self.batch(mails, again)?;
+            self.batch(mails, again, stop.is_none())?;
             self.flush_acks();
             self.greet();
             self.prune();
@@ -155,15 +160,25 @@ impl Core {
             .node
             .wake_ms()
             .map_or(PATIENCE, |at| Duration::from_millis(at.saturating_sub(now)));
-        [self.acks_due, self.delivered_due]
+        let quiet_due = self.quiet.as_ref().map(|(_, due)| *due);
+        [self.acks_due, self.delivered_due, quiet_due]
             .into_iter()
             .flatten()
             .map(|at| at.saturating_duration_since(Instant::now()))
             .fold(wake.min(PATIENCE), Duration::min)
     }
 
-    fn batch(&mut self, mails: Vec<Mail>, again: &Mailbox) -> Result<(), StoreError> {
-        let mut batch = Batch::default();
+    /// Takes these mails and commits what came of them, with what waited for it. What nobody waits for may wait itself.
+    fn batch(
+        &mut self,
+        mails: Vec<Mail>,
+        again: &Mailbox,
+        may_wait: bool,
+    ) -> Result<(), StoreError> {
+        let (mut batch, due) = match self.quiet.take() {
+            Some((batch, due)) => (batch, due),
+            None => (Batch::default(), Instant::now() + QUIET_WAIT),
+        };
         let now = clock::now_ms();
         if crash::ACTIVE {
             let names: Vec<String> = mails
@@ -173,7 +188,9 @@ impl Core {
                 .collect();
             crash::point("received", &names);
         }
-        let count = mails.len() as u64;
+        if let Ok(mut counters) = self.outlets.counters.lock() {
+            counters.mails += mails.len() as u64;
+        }
         let mut mails = mails;
         if let Some(gap) = self.watch.look(PATIENCE) {
             tracing::warn!(
@@ -206,13 +223,16 @@ impl Core {
         }
         let outcome = match unread {
             Some(error) => Err(error),
+            None if may_wait && !batch.is_empty() && batch.is_quiet() && Instant::now() < due => {
+                self.quiet = Some((batch, due));
+                return Ok(());
+            }
             None => self.commit(now, &mut batch),
         };
         match outcome {
             Ok(parcels) => {
                 self.failures = 0;
                 if let Ok(mut counters) = self.outlets.counters.lock() {
-                    counters.mails += count;
                     counters.commits += u64::from(!parcels.is_empty());
                 }
                 self.let_out(batch, parcels);
@@ -363,6 +383,7 @@ impl Core {
         newest_rows_only(&mut batch.changes);
         crash::point("handled", &kinds);
         let early = self.sealer.begin(&self.runtime, &parcels);
+        self.start_early(batch);
         let me = self.policy.me.clone();
         let numbered = self.store.write(|txn| {
             for change in &batch.changes {
@@ -523,6 +544,7 @@ impl Core {
         // Joined, left and ready since the start: the settings do not know it.
         self.policy.pools.clone_from(&self.node.policy().pools);
         (self.policy.skills).clone_from(&self.node.policy().skills);
+        (self.policy.permissions).clone_from(&self.node.policy().permissions);
         if let Err(error) = self
             .store
             .reopen()

@@ -1,5 +1,6 @@
 //! The owner's commands, as the control socket hands them over. Later faces will use the same handlers.
 
+mod ends;
 mod records;
 
 use std::sync::{Arc, Mutex};
@@ -9,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, oneshot, watch};
 
-use super::control::{ControlError, ControlHandler, NotifySender, codes};
+use super::control::{ControlError, ControlHandler, NotifySender};
 use super::delivery::OutboxState;
 use super::order::{Answer, Counters, Mail};
 use super::pools::Pools;
@@ -18,11 +19,12 @@ use super::{Mailbox, clock, contact, inbox, view};
 use crate::carrier::Handle;
 use crate::config::{Config, Home};
 use crate::domain::Node;
-use crate::domain::job::{Job, Route, TaskState};
+use crate::domain::job::{Job, Route};
 use crate::domain::ledger::AMOUNT_MAX_MC;
 use crate::domain::peer::Tier;
 use crate::domain::step::{Ask, Input, PauseMode, Refused};
-use crate::identity::{Identity, npub, parse_npub};
+use crate::identity::{Identity, parse_npub};
+use crate::labor::skills::own;
 use crate::labor::{SandboxReport, skills};
 use crate::store::{Store, StoreError};
 use crate::wire::canonical;
@@ -104,6 +106,11 @@ struct PeerParams {
 struct PauseParams {
     mode: Option<PauseMode>,
     for_s: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct ResumeParams {
+    cores: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -204,26 +211,19 @@ impl ControlHandler for Handlers {
                     .await
             }
             "owner/resume" => {
-                // All of the machine that the settings allow, too.
-                let settings = usual_cores(&self.config);
-                let fewer = self.cores.send_replace(settings) != settings;
+                // All of the machine that the settings allow, too, or as many cores as are named.
+                let wanted = match parse::<ResumeParams>(params)?.cores {
+                    Some(n) => cores_of(n)?,
+                    None => usual_cores(&self.config),
+                };
+                let fewer = self.cores.send_replace(wanted) != wanted;
                 match self.command(Input::Resume).await {
                     Err(error) if !(fewer && error.code == "not_paused") => Err(error),
                     _ => Ok(json!({"paused": null})),
                 }
             }
             "owner/cores" => {
-                let all = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-                let n = match u32::try_from(parse::<CoresParams>(params)?.n) {
-                    Ok(0) => all,
-                    Ok(n) if n <= CORES_MAX => n,
-                    _ => {
-                        let message =
-                            format!("this machine has {all} cores, {CORES_MAX} are the limit");
-                        let hint = "pass --cores with a smaller number";
-                        return Err(ControlError::new("cores_invalid", message).with_hint(hint));
-                    }
-                };
+                let n = cores_of(parse::<CoresParams>(params)?.n)?;
                 self.cores.send_replace(n);
                 Ok(json!({"cores": n}))
             }
@@ -252,6 +252,11 @@ impl ControlHandler for Handlers {
             }
             "pools/list" | "pools/create" | "pools/join" | "pools/invite" | "pools/rotate"
             | "pools/leave" => {
+                if method != "pools/list" {
+                    // What its peers tell it may not fit what was changed meanwhile; an invite of an old secret helps nobody.
+                    let now = self.look(|node, _| Ok(node.not_now(None))).await?;
+                    now.map_err(|refused| refusal(&refused))?;
+                }
                 let (pools, method) = (self.pools.clone(), method.to_owned());
                 // A change is on the disk before it is answered.
                 tokio::task::spawn_blocking(move || pools.call(&method, params))
@@ -283,6 +288,7 @@ impl Handlers {
             canonical::canonical_json(&json!({"skill": params.skill, "input": params.input}))
                 .map(|bytes| canonical::sha256_hex(&bytes))
                 .map_err(|e| ControlError::new("input_invalid", e.to_string()))?;
+        own::settled(&params.skill).await;
         let known = skills::catalog().iter().any(|s| s.id == params.skill);
         let input = match known {
             true => skills::complete_input(&params.skill, &params.input, u64::from_be_bytes(seed))
@@ -372,7 +378,7 @@ impl Handlers {
                 .await?;
             let job = job.ok_or_else(unknown_task)?;
             if let Some(done) = done {
-                return finished(&job, done);
+                return ends::finished(&job, done);
             }
             let text = self.describe(&job);
             if text != told {
@@ -427,12 +433,13 @@ impl Handlers {
         self.look(move |node, store| {
             let count = |stage| node.work().values().filter(|w| w.stage == stage).count();
             use crate::domain::engagement::Stage;
+            let offered: Vec<String> = node.policy().skills.iter().map(|s| s.id.clone()).collect();
             Ok(json!({
                 "version": env!("CARGO_PKG_VERSION"), "npub": public.npub, "lct": public.lct.to_string(),
                 "up_ms": clock::now_ms().saturating_sub(started_ms), "relays": relays, "pools": node.policy().pools,
-                "skills": node.policy().skills.iter().map(|s| s.id.clone()).collect::<Vec<_>>(), "device": node.policy().device, "profile": profile, "cores": cores, "sandbox": sandbox, "skill_sandbox": super::workers::skill_sandboxes_shown(),
+                "skills": offered, "own_skills": super::workers::own_skills_shown(&offered), "device": node.policy().device, "profile": profile, "cores": cores, "sandbox": sandbox, "skill_sandbox": super::workers::skill_sandboxes_shown(),
                 "tasks": {"open": node.jobs().values().filter(|j| !j.state.is_final()).count(), "settling": node.jobs().values().filter(|j| j.state.is_final()).count()},
-                "work": {"queued": count(Stage::Queued), "running": count(Stage::Running) + count(Stage::Stopping), "hibernating": count(Stage::Hibernating), "waiting": count(Stage::Waiting),
+                "work": {"queued": count(Stage::Queued), "running": count(Stage::Running) + count(Stage::Stopping), "hibernating": count(Stage::Hibernating), "waiting": count(Stage::Waiting) + count(Stage::Closing),
                          "awaiting_receipt": count(Stage::Finished), "overdue": count(Stage::Overdue), "disputed": count(Stage::Disputed)},
                 "paused": node.owner().paused, "peers": node.peers().len(), "locks": node.ledger().locks().count(),
                 "outbox": {"waiting": outbox.waiting, "untaken": outbox.untaken}, "dropped": counters.dropped,
@@ -485,36 +492,29 @@ pub(super) fn is_connected(state: &crate::carrier::RelayState) -> bool {
     )
 }
 
-/// The answer of `wait` for a task that has ended: its outcome, or an error with the contract's exit code.
-fn finished(job: &Job, done: Value) -> Result<Value, ControlError> {
-    if job.state == TaskState::Completed {
-        return Ok(done);
+/// So many cores as the owner named, 0 being all of them; what the machine does not have is a slip of the hand.
+fn cores_of(n: u64) -> Result<u32, ControlError> {
+    let all = machine_cores();
+    match u32::try_from(n) {
+        Ok(0) => Ok(all),
+        Ok(n) if n <= all => Ok(n),
+        _ => {
+            let message = format!("{n} cores are more than this machine has: {all}");
+            let hint = format!("pass --cores with 1 to {all}");
+            Err(ControlError::new("cores_invalid", message).with_hint(hint))
+        }
     }
-    let reason = job
-        .reason
-        .clone()
-        .unwrap_or_else(|| crate::domain::job::Reason::new("failed", "the task failed"));
-    let said: Vec<String> = job
-        .refusals
-        .iter()
-        .map(|(peer, r)| format!("{}: {} ({})", npub(peer), r.code, r.text))
-        .collect();
-    let message = if said.is_empty() {
-        reason.text.clone()
-    } else {
-        format!("{}: {}", reason.text, said.join("; "))
-    };
-    let mut error = ControlError::new(reason.code.clone(), message)
-        .with_hint(format!("`legion why {}` says why, per peer", job.task));
-    // A peer's `input_invalid` ends a task; it is not this command's input that is refused.
-    error.exit = codes::exit_of_end(&reason.code);
-    Err(error.about(done.get("task").cloned().unwrap_or(Value::Null)))
+}
+
+fn machine_cores() -> u32 {
+    let all = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    all.min(CORES_MAX)
 }
 
 /// Cores for foreign work as configured; all of the machine where nothing is.
 pub fn usual_cores(config: &Config) -> u32 {
     match u32::try_from(config.labor.cores).unwrap_or(0) {
-        0 => std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
+        0 => machine_cores(),
         n => n,
     }
 }

@@ -2,15 +2,18 @@
 //!
 //! Order is kept: a marker that all inboxes were read to their end reaches the loop only after everything read before it.
 
+mod plan;
 mod reach;
 mod recent;
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nostr::{Event, EventId, PublicKey};
+pub use plan::plan;
+use plan::{lacking_here, plan_here};
 use reach::Reach;
 use recent::Recent;
 use tokio::sync::mpsc;
@@ -22,8 +25,8 @@ use super::pools::Pools;
 use super::transfer::{Heard, Tell as TransferTell};
 use super::{Mailbox, clock};
 use crate::carrier::{CarrierEvent, RelayState};
-use crate::domain::step::{Incoming, Input, PlanFacts, Refused};
-use crate::labor;
+use crate::domain::step::{Incoming, Input};
+use crate::labor::skills::own;
 use crate::wire::binding::{Binding, BoundKeys};
 use crate::wire::bounds;
 use crate::wire::message::{Body, Message, News};
@@ -202,6 +205,10 @@ impl Opener {
             Body::Award(award) | Body::Request(award) if award.detached.is_none() => {
                 Some(plan_here(&award.skill, &award.input, &self.models))
             }
+            Body::Offer(offer) => {
+                let lacking = lacking_here(&offer.skill, offer.model.as_deref(), &self.models);
+                lacking.map(Err)
+            }
             _ => None,
         };
         Ok(Incoming {
@@ -211,6 +218,19 @@ impl Opener {
             plan,
             keys,
         })
+    }
+
+    /// Waits for a skill of the owner's that is still being asked what it is: an award for it is judged by what it says.
+    async fn judge_again(&self, incoming: &mut Incoming) {
+        let (Body::Award(award) | Body::Request(award)) = &incoming.body else {
+            return;
+        };
+        if matches!(&incoming.plan, Some(Err(refused)) if refused.code == "skill_unknown")
+            && award.detached.is_none()
+        {
+            own::settled(&award.skill).await;
+            incoming.plan = Some(plan_here(&award.skill, &award.input, &self.models));
+        }
     }
 
     /// A pool's members share one budget of decryptions; our own inboxes have none.
@@ -315,27 +335,6 @@ fn binding_of(body: &Body) -> Option<&Binding> {
         Body::Entries(page) => Some(&page.binding),
         _ => None,
     }
-}
-
-/// What a skill says of an input, as the decisions need it.
-pub fn plan(skill: &str, input: &serde_json::Value) -> Result<PlanFacts, Refused> {
-    labor::skills::plan(skill, input)
-        .map(|plan| PlanFacts {
-            units: plan.units,
-            output_bytes_max: plan.output_bytes_max,
-        })
-        .map_err(|e| Refused::new(e.code(), e.to_string()))
-}
-
-/// The same for an input that we are to work on: also whether this machine has what it needs.
-fn plan_here(skill: &str, input: &serde_json::Value, models: &Path) -> Result<PlanFacts, Refused> {
-    let facts = plan(skill, input)?;
-    #[cfg(feature = "labor")]
-    labor::skills::check_ready(skill, input, models)
-        .map_err(|e| Refused::new(e.code(), e.to_string()))?;
-    #[cfg(not(feature = "labor"))]
-    let _ = models;
-    Ok(facts)
 }
 
 /// Reads the carrier until it ends.
@@ -476,7 +475,10 @@ async fn forward(
                     said_s: opened.said_s,
                     acked: opened.acked,
                 });
-                let arrival = opened.arrival;
+                let mut arrival = opened.arrival;
+                for incoming in &mut arrival.messages {
+                    opener.judge_again(incoming).await;
+                }
                 let only = !opened.transfers.is_empty()
                     && arrival.messages.is_empty()
                     && arrival.refused.is_empty();

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::batch::Batch;
 use super::core::Core;
 use super::order::{CheckOrder, Order};
 use super::rows;
+use crate::domain::Node;
 use crate::domain::engagement::{CallEnd, Engagement, answer_name};
 use crate::domain::step::Effect;
 use crate::labor::frames::{Answer, AnswerError};
@@ -81,6 +83,21 @@ impl Core {
             .input(owner)
             .cloned()
             .or_else(|| serde_json::from_slice(&self.stored(owner, "input")?).ok())
+    }
+
+    /// Work that needs nothing from the store begins while the disk writes that it was accepted. Nothing of it is looked at before
+    /// that is durable, and a commit that fails ends every worker.
+    pub(super) fn start_early(&mut self, batch: &mut Batch) {
+        let early = |node: &Node, key: &String| {
+            let fresh = |w: &Engagement| w.checkpoint_units == 0 && w.calls.is_empty();
+            node.work().get(key).is_some_and(fresh) && node.input(key).is_some()
+        };
+        for effect in std::mem::take(&mut batch.effects) {
+            match effect {
+                Effect::Start(key) if early(&self.node, &key) => self.start(&key),
+                other => batch.effects.push(other),
+            }
+        }
     }
 
     fn start(&mut self, key: &str) {

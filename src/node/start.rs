@@ -1,5 +1,6 @@
 //! Start and stop: opens the home's store, joins the rooms, and takes them apart again.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
@@ -111,7 +112,20 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         let (keys, store) = (keys.saturating_sub(1), signed.saturating_sub(1));
         return Err(NodeError::EpochBehind { keys, store });
     }
-    workers::describe(&config, &home, &program, &sandbox).await?;
+    workers::check_own_skills(&config, &home)?;
+    let own_skills: Vec<String> = match config.labor.enabled {
+        true => config.skills.keys().cloned().collect(),
+        false => Vec::new(),
+    };
+    own::expect(own_skills.iter());
+    let (stop_asking, asking_stopped) = watch::channel(false);
+    let asking = workers::Asking {
+        config: config.clone(),
+        home: home.clone(),
+        legion: program.clone(),
+        sandbox: sandbox.clone(),
+        stop: asking_stopped,
+    };
     super::recovery::begin(&store, sole, identity.public().epoch)?;
     let confined = match survey {
         Some(survey) => survey.await.ok(),
@@ -275,7 +289,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
     let profile: Arc<Mutex<Option<String>>> = Arc::default();
     let leases = tokio::spawn(desks::run(
         settings,
-        own::registered(),
+        own_skills,
         mailbox.clone(),
         labor_orders,
         profile.clone(),
@@ -299,13 +313,8 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         carrier.add_relay(&relay.url)?;
     }
 
-    if works(&config) {
-        let (offers, market) = (mailbox.clone(), config.market.clone());
-        tokio::spawn(workers::await_servers(
-            home.root().join("scratch"),
-            move |skill| offers.post(Mail::Fact(Input::Offer(facts(&market, &skill)))),
-        ));
-    }
+    let told = own_skill_told(mailbox.clone(), &config);
+    let asking = config.labor.enabled.then(|| tokio::spawn(asking.run(told)));
     let (stop, mut stopped) = watch::channel(false);
     let handlers = Arc::new(Handlers {
         mailbox: mailbox.clone(),
@@ -340,6 +349,7 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
         tracing::error!(code = error.code(), "the node ends: {error}");
         return Err(error.into());
     }
+    let _ = stop_asking.send(true);
     rest(&mailbox).await;
     let _ = shut.send(true);
     let _ = serving.await;
@@ -347,8 +357,29 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
     let ended = core_end.await.unwrap_or(Ok(()));
     // The loop and with it all senders of orders are gone: the workers end, and are waited for.
     let _ = tokio::time::timeout(Duration::from_secs(5), leases).await;
+    // What was still asked what it is ends, too.
+    if let Some(mut asking) = asking
+        && tokio::time::timeout(Duration::from_secs(5), &mut asking)
+            .await
+            .is_err()
+    {
+        asking.abort();
+        let _ = asking.await;
+    }
     drop(lock);
     Ok(ended?)
+}
+
+/// What the loop hears of a skill of the owner's that was described: how far it is confined, and whether it is offered.
+fn own_skill_told(mailbox: Mailbox, config: &Config) -> impl Fn(&'static own::Own, bool) + use<> {
+    let (market, works) = (config.market.clone(), works(config));
+    move |own, ready| {
+        let (skill, level) = (own.id().to_owned(), own.sandbox.level);
+        mailbox.post(Mail::Fact(Input::Confined { skill, level }));
+        if ready && works {
+            mailbox.post(Mail::Fact(Input::Offer(facts(&market, &own.info()))));
+        }
+    }
 }
 
 /// Soft stop, checkpoint: every lease comes to rest before the node goes.
@@ -409,11 +440,8 @@ fn policy(
     let binding = Binding::sign_lasting(identity, clock::now_ms() / 1000 + BINDING_S)?;
     let market = &config.market;
     let offered = if works(config) {
-        // A skill whose model is missing is not advertised.
-        // Nor one whose server does not answer.
-        let own = own::registered().iter().filter(|own| own.down.is_none());
-        let own = own.map(|skill| skill.info());
-        skills::offered(models).into_iter().chain(own).collect()
+        // A skill whose model is missing is not advertised, nor one of the owner's before it is described.
+        skills::offered(models)
     } else {
         Vec::new()
     };
@@ -490,7 +518,7 @@ fn permissions(config: &Config, sandbox: SandboxLevel) -> Result<Permissions, Id
             .into(),
         rules: set.rule.iter().map(rule).collect::<Result<_, _>>()?,
         sandbox,
-        skill_sandbox: workers::skill_sandboxes(),
+        skill_sandbox: BTreeMap::new(),
     })
 }
 

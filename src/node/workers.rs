@@ -1,16 +1,16 @@
 //! What a start settles about workers: how they are confined, and which programs of the owner's own are skills. Knows the
 //! configuration and the room of labor; must not know peers, tasks or leases.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::config::{Config, ConfigError, Home, SandboxLevel};
 use crate::labor::sandbox::{Sandbox, program};
-use crate::labor::skills::own::{self, Launch, Own};
-use crate::labor::skills::{Skill as _, SkillInfo};
+use crate::labor::skills::Skill as _;
+use crate::labor::skills::own::{self, Known, Launch, Own};
 
 /// How long a server that was down at the start is left alone, first and at last.
 const SERVER_PAUSE_FIRST: Duration = Duration::from_secs(1);
@@ -55,70 +55,77 @@ fn hides(home: &Home, key: &str, path: &Path) -> Result<(), ConfigError> {
     })
 }
 
-/// Asks the programs of the owner's own skills what they are, each in its sandbox. One that does not say it is not offered, and the
-/// node starts without. `legion` is this binary.
-///
-/// # Errors
-/// As [`check_own_skills`].
-pub(super) async fn describe(
-    config: &Config,
-    home: &Home,
-    legion: &Path,
-    sandbox: &Sandbox,
-) -> Result<(), ConfigError> {
-    check_own_skills(config, home)?;
-    if !config.labor.enabled {
-        return Ok(());
-    }
-    let scratch = home.root().join("scratch");
-    let launch = Launch {
-        legion,
-        sandbox,
-        home: home.root(),
-        scratch: &scratch,
-    };
-    let mut described = Vec::new();
-    for (name, told) in describe_all(config, launch).await {
-        match told {
-            Ok(skill) => {
-                let (level, missing) = (skill.sandbox.level, skill.sandbox.missing.join(", "));
-                if level < SandboxLevel::Full {
-                    let level = level.as_str();
-                    tracing::warn!(skill = %name, level, missing, "the skill's sandbox is not full");
+/// What the programs and servers of the owner's own skills are asked with.
+pub(super) struct Asking {
+    /// The settings.
+    pub(super) config: Config,
+    /// The home.
+    pub(super) home: Home,
+    /// This binary.
+    pub(super) legion: PathBuf,
+    /// What confines the built-in worker.
+    pub(super) sandbox: Sandbox,
+    /// True, or gone, when the node stops.
+    pub(super) stop: watch::Receiver<bool>,
+}
+
+impl Asking {
+    /// Asks all of them at once what they are, each in its sandbox; one that does not say it is not offered. `tell` hears of each
+    /// that does, and whether it can be had now, before anybody who waits for it goes on; and of a server that was down once it is up.
+    pub(super) async fn run(self, tell: impl Fn(&'static Own, bool)) {
+        let scratch = self.home.root().join("scratch");
+        let launch = Launch {
+            legion: &self.legion,
+            sandbox: &self.sandbox,
+            home: self.home.root(),
+            scratch: &scratch,
+            stop: Some(&self.stop),
+        };
+        let tell = &tell;
+        let asked = self.config.skills.iter().map(|(name, skill)| async move {
+            let told = Own::describe(name, skill, launch).await;
+            let told = told.map(|own| &*Box::leak(Box::new(own)));
+            match &told {
+                Ok(own) => {
+                    report(name, own);
+                    tell(own, own.down.is_none());
                 }
-                if let Some((code, message)) = &skill.down {
-                    tracing::warn!(skill = %name, code, message, "a skill of the owner's is not offered yet");
+                Err((code, message)) => {
+                    tracing::warn!(skill = %name, code, message, "a skill of the owner's is not offered");
                 }
-                described.push(skill)
             }
-            Err((code, message)) => {
-                tracing::warn!(skill = %name, code, message, "a skill of the owner's is not offered")
-            }
+            own::settle(name, told);
+        });
+        futures_util::future::join_all(asked).await;
+        let mut stop = self.stop.clone();
+        tokio::select! {
+            () = await_servers(&scratch, |own| tell(own, true)) => {}
+            _ = stop.wait_for(|stop| *stop) => {}
         }
     }
-    own::register(described);
-    Ok(())
 }
 
-/// What the program of each of the owner's skills says of itself now, or why it does not.
-type Described = Vec<(String, Result<Own, (&'static str, String)>)>;
-
-async fn describe_all(config: &Config, launch: Launch<'_>) -> Described {
-    let asked = config.skills.iter().map(|(name, skill)| async move {
-        (name.clone(), Own::describe(name, skill, launch).await)
-    });
-    futures_util::future::join_all(asked).await
+/// What an owner should know of a skill that was described.
+fn report(name: &str, own: &Own) {
+    let (level, missing) = (own.sandbox.level, own.sandbox.missing.join(", "));
+    if level < SandboxLevel::Full {
+        let level = level.as_str();
+        tracing::warn!(skill = %name, level, missing, "the skill's sandbox is not full");
+    }
+    if let Some((code, message)) = &own.down {
+        tracing::warn!(skill = %name, code, message, "a skill of the owner's is not offered yet");
+    }
 }
 
-/// The same without a node: what `legion skills` shows. First each skill as it is advertised, with its sandbox; then name, code and
-/// message of those that are not.
+/// The same without a node: what `legion skills` shows. First each skill as it is advertised, with its sandbox; then `id`, `code` and
+/// `message` of those that are not.
 ///
 /// # Errors
 /// As [`check_own_skills`].
 pub async fn own_skills(
     config: &Config,
     home: &Home,
-) -> Result<(Vec<Value>, Vec<String>), ConfigError> {
+) -> Result<(Vec<Value>, Vec<Value>), ConfigError> {
     check_own_skills(config, home)?;
     let sandbox = sandbox(config, home)?;
     let legion = std::env::current_exe().unwrap_or_default();
@@ -130,9 +137,12 @@ pub async fn own_skills(
         sandbox: &sandbox,
         home: home.root(),
         scratch: &scratch,
+        stop: None,
     };
+    let asked = (config.skills.iter())
+        .map(|(name, skill)| async move { (name, Own::describe(name, skill, launch).await) });
     let (mut offered, mut silent) = (Vec::new(), Vec::new());
-    for (name, told) in describe_all(config, launch).await {
+    for (name, told) in futures_util::future::join_all(asked).await {
         let told = told.and_then(|mut own| match own.down.take() {
             Some(wrong) => Err(wrong),
             None => Ok(own),
@@ -145,7 +155,9 @@ pub async fn own_skills(
                 }
                 offered.push(shown);
             }
-            Err((code, message)) => silent.push(format!("{name}: {code}: {message}")),
+            Err((code, message)) => {
+                silent.push(json!({"id": name, "code": code, "message": message}));
+            }
         }
     }
     let _ = std::fs::remove_dir_all(scratch);
@@ -153,19 +165,18 @@ pub async fn own_skills(
 }
 
 /// Skills whose servers did not answer at the start are offered once they do. `offer` hears of each once; `scratch` is a folder to work in.
-pub(super) async fn await_servers(scratch: PathBuf, offer: impl Fn(SkillInfo)) {
-    let mut down: Vec<&Own> = (own::registered().iter())
-        .filter(|skill| skill.down.is_some())
-        .collect();
+async fn await_servers(scratch: &Path, offer: impl Fn(&'static Own)) {
+    let mut down = own::registered();
+    down.retain(|skill| skill.down.is_some());
     let mut pause = SERVER_PAUSE_FIRST;
     while !down.is_empty() {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(SERVER_PAUSE_LAST);
         let mut still = Vec::new();
         for skill in down {
-            if skill.reach(&scratch).await.is_ok() {
+            if skill.reach(scratch).await.is_ok() {
                 tracing::info!(skill = skill.id(), "its server answers: it is offered now");
-                offer(skill.info());
+                offer(skill);
             } else {
                 still.push(skill);
             }
@@ -174,19 +185,42 @@ pub(super) async fn await_servers(scratch: PathBuf, offer: impl Fn(SkillInfo)) {
     }
 }
 
-/// What confines each of the owner's skills in this process.
-pub(super) fn skill_sandboxes() -> BTreeMap<String, SandboxLevel> {
-    let own = own::registered().iter();
-    own.map(|skill| (skill.id().to_owned(), skill.sandbox.level))
-        .collect()
-}
-
-/// The same for people: what is missing, too.
+/// What confines each of the owner's skills in this process, for people.
 pub(super) fn skill_sandboxes_shown() -> Value {
-    let own = own::registered().iter();
+    let own = own::registered().into_iter();
     own.map(|skill| (skill.id().to_owned(), json!(skill.sandbox)))
         .collect::<serde_json::Map<_, _>>()
         .into()
+}
+
+/// How each of the owner's skills stands: `{NAME:{state,code,message}}`, `offered` being those that peers can ask for now.
+pub(super) fn own_skills_shown(offered: &[String]) -> Value {
+    let shown = own::known().into_iter().map(|(name, known)| {
+        let (state, wrong) = match known {
+            _ if offered.contains(&name) => ("offered", None),
+            Known::Probing => ("probing", None),
+            Known::Described(own) => ("down", own.down.clone()),
+            Known::Failed(wrong) => ("failed", Some(wrong)),
+        };
+        let (code, message) = wrong.unzip();
+        (
+            name,
+            json!({"state": state, "code": code, "message": message}),
+        )
+    });
+    shown.collect::<serde_json::Map<_, _>>().into()
+}
+
+/// What keeps skills of the owner's from being offered, as far as that can be seen without starting anything: `{id,code,message}` each.
+pub fn own_skill_warnings(config: &Config) -> Vec<Value> {
+    if !config.labor.enabled {
+        return Vec::new();
+    }
+    let checked = config.skills.iter();
+    let wrong = checked.filter_map(|(name, skill)| Some((name, own::check(skill).err()?)));
+    wrong
+        .map(|(name, (code, message))| json!({"id": name, "code": code, "message": message}))
+        .collect()
 }
 
 /// That no skill of the owner's hides a built-in one, and none is shown this home.

@@ -71,6 +71,16 @@ pub enum StoreError {
         /// The target.
         path: String,
     },
+    /// A snapshot cannot be written where it should be. The store itself is as it was.
+    #[error(
+        "{path} cannot be written: {reason}; name a new file in a folder that exists, is yours, and has space left on its disk"
+    )]
+    TargetUnusable {
+        /// The target.
+        path: String,
+        /// The cause, from the system.
+        reason: String,
+    },
 }
 
 impl StoreError {
@@ -85,6 +95,7 @@ impl StoreError {
             Self::Unwritable { .. } => "store_unwritable",
             Self::Dropped { .. } => "store_dropped",
             Self::TargetExists { .. } => "store_target_exists",
+            Self::TargetUnusable { .. } => "store_target_unusable",
         }
     }
 

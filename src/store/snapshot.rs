@@ -24,8 +24,22 @@ pub(crate) fn copy(
     let exists = || StoreError::TargetExists {
         path: target.display().to_string(),
     };
+    if target.is_dir() {
+        return Err(unusable(target, "it is a folder"));
+    }
     if target.exists() {
         return Err(exists());
+    }
+    let folder = target.parent().filter(|p| !p.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    let refused = match std::fs::metadata(folder) {
+        Ok(found) if found.is_dir() => None,
+        Ok(_) => Some("it is no folder".to_owned()),
+        Err(error) => Some(error.to_string()),
+    };
+    if let Some(reason) = refused {
+        let reason = format!("{}: {reason}", folder.display());
+        return Err(unusable(target, &reason));
     }
     // Built beside the target and renamed: a copy that was cut off must not look like one. Nobody else's file has this name.
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -37,11 +51,29 @@ pub(crate) fn copy(
     ));
     let part = Path::new(&part);
     let built = build(view, part, options, without, add);
-    let named = built.and_then(|copied| name(part, target).map(|()| copied));
-    if named.is_err() {
+    let named =
+        built.and_then(|copied| name(part, target).map(|()| copied).map_err(Failed::Target));
+    named.map_err(|failed| {
         let _ = std::fs::remove_file(part);
+        let _ = std::fs::remove_file(open::building_name(part));
+        match failed {
+            Failed::Target(StoreError::Unavailable { reason, .. }) => unusable(target, &reason),
+            Failed::Target(error) | Failed::Source(error) => error,
+        }
+    })
+}
+
+/// Which of the two files failed: what the disk of a copy refuses is no fault of the store.
+enum Failed {
+    Source(StoreError),
+    Target(StoreError),
+}
+
+fn unusable(target: &Path, reason: &str) -> StoreError {
+    StoreError::TargetUnusable {
+        path: target.display().to_string(),
+        reason: reason.to_owned(),
     }
-    named
 }
 
 /// Writes the copy; the number of its rows.
@@ -51,25 +83,30 @@ fn build(
     options: &StoreOptions,
     without: &[Table],
     add: impl FnOnce(&mut Txn<'_>) -> Result<(), StoreError>,
-) -> Result<u64, StoreError> {
-    let database = open::create(part, options)?;
-    let transaction = database
-        .begin_write()
-        .map_err(error::redb("write the snapshot"))?;
+) -> Result<u64, Failed> {
+    let write = |error: redb::Error| Failed::Target(error::redb("write the snapshot")(error));
+    let database = open::create(part, options).map_err(Failed::Target)?;
+    let transaction = database.begin_write().map_err(|e| write(e.into()))?;
     let mut txn = Txn::new(&transaction, Vec::new());
     let mut copied = 0;
     for table in Table::ALL.into_iter().filter(|t| !without.contains(t)) {
-        view.visit(table, &Span::all(), Order::Ascending, &mut |key, body| {
-            txn.put_bytes(table, key, body)?;
+        let mut refused = None;
+        let read = view.visit(table, &Span::all(), Order::Ascending, &mut |key, body| {
+            refused = txn.put_bytes(table, key, body).err();
             copied += 1;
-            Ok(ControlFlow::Continue(()))
-        })?;
+            Ok(match refused {
+                Some(_) => ControlFlow::Break(()),
+                None => ControlFlow::Continue(()),
+            })
+        });
+        read.map_err(Failed::Source)?;
+        if let Some(error) = refused {
+            return Err(Failed::Target(error));
+        }
     }
-    add(&mut txn)?;
-    txn.finish()?;
-    transaction
-        .commit()
-        .map_err(error::redb("write the snapshot"))?;
+    add(&mut txn).map_err(Failed::Target)?;
+    txn.finish().map_err(Failed::Target)?;
+    transaction.commit().map_err(|e| write(e.into()))?;
     Ok(copied)
 }
 

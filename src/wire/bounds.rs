@@ -72,6 +72,7 @@ pub fn check(body: &Body, now_ms: u64) -> Result<(), MessageError> {
             within("commitment", name(&offer.commitment))?;
             within("reply", name(&offer.reply))?;
             within("via", chain(&offer.via))?;
+            within("model", offer.model.as_deref().is_none_or(name))?;
             within("max_price_mc", offer.max_price_mc < MAX_INTEGER)?;
             within("output_bytes_max", offer.output_bytes_max < MAX_INTEGER)?;
             within("input_bytes_max", offer.input_bytes_max < MAX_INTEGER)?;
@@ -181,14 +182,15 @@ fn award_is_sane(award: &log::AwardLog) -> bool {
 }
 
 fn entry_is_sane(entry: &Entry) -> bool {
-    let code = match &entry.what {
+    let what = match &entry.what {
         Act::Declined { code, .. } | Act::Failed { code, .. } | Act::Refused { code, .. } => {
             name(code)
         }
+        Act::Stopped { hops, .. } => hops_are_sane(hops),
         _ => true,
     };
     let names = [&entry.key, &entry.prev, &entry.sig, &entry.author];
-    code && names.iter().all(|n| name(n))
+    what && names.iter().all(|n| name(n))
         && entry.heads.len() <= MAX_HEADS
         && entry.heads.iter().all(|n| name(n))
 }
@@ -203,16 +205,19 @@ fn proof_is_sane(proof: &Proof) -> bool {
         &proof.root,
         &proof.sig,
     ];
-    let hop = |hop: &Hop| {
+    names.iter().all(|n| name(n))
+        && proof.model.as_ref().is_none_or(|n| name(n))
+        && hops_are_sane(&proof.hops)
+}
+
+fn hops_are_sane(hops: &[Hop]) -> bool {
+    let sane = |hop: &Hop| {
         hex_digits(&hop.executor, HASH_HEX_DIGITS)
             && hex_digits(&hop.proof, HASH_HEX_DIGITS)
             && name(&hop.skill)
             && hop.cost_mc < MAX_INTEGER
     };
-    names.iter().all(|n| name(n))
-        && proof.model.as_ref().is_none_or(|n| name(n))
-        && proof.hops.len() <= MAX_HOPS
-        && proof.hops.iter().all(hop)
+    hops.len() <= MAX_HOPS && hops.iter().all(sane)
 }
 
 fn evidence_is_sane(evidence: &Evidence) -> bool {
@@ -439,6 +444,7 @@ mod tests {
                 relays: vec!["wss://10.0.0.1".into(), "wss://relay.example.org".into()],
                 expires_ms: 1_795_219_200_000 + 60_000,
                 via: vec!["0".repeat(32)],
+                model: None,
             };
             change(&mut offer);
             Body::Offer(Box::new(offer))
@@ -458,6 +464,8 @@ mod tests {
         assert_eq!(field(&offer(|o| o.skill = "s".repeat(10_000))), "skill");
         assert_eq!(field(&offer(|o| o.via = vec!["0".repeat(32); 17])), "via");
         assert_eq!(field(&offer(|o| o.via = vec!["../x".into()])), "via");
+        let long = |o: &mut Offer| o.model = Some("m".repeat(10_000));
+        assert_eq!(field(&offer(long)), "model");
         assert_eq!(field(&offer(|o| o.max_price_mc = u64::MAX)), "max_price_mc");
         assert_eq!(field(&offer(|o| o.expires_ms = u64::MAX)), "expires_ms");
         assert_eq!(field(&offer(|o| o.result_by_ms = u64::MAX)), "result_by_ms");

@@ -8,6 +8,7 @@ use ed25519_dalek::{Signature, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
 use super::canonical::{self, CanonicalError};
+use super::proof::Hop;
 
 /// What an entry states. The requester writes `Awarded Canceled Paid Refused`, the executor the rest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +59,9 @@ pub enum Act {
         award_no: u32,
         /// Units finished before the stop.
         useful_units: u32,
+        /// Parts that others did before the stop, each by a third party, and what the executor owes them for that.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        hops: Vec<Hop>,
     },
     /// The requester owes the executor this cost for this proof.
     Paid {

@@ -76,9 +76,12 @@ pub struct Offer {
     pub relays: Vec<String>,
     /// Until when bids are taken, Unix milliseconds.
     pub expires_ms: u64,
-    /// The jobs that this one is a part of, the outermost first ([`link`]); empty for a job that somebody wants for himself.
+    /// The jobs that this one is a part of, the outermost first, veiled ([`veil`]); empty for a job that somebody wants for himself.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub via: Vec<String>,
+    /// The model that the executor must have, where the skill works with one: `sha256:` and its hash, or else its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
 }
 
 /// `pool/bid`: a total for one offer, sealed to its reply key.
@@ -295,6 +298,15 @@ pub fn commitment(input: &Value, salt: &str) -> Result<String, CanonicalError> {
 pub fn link(salt: &str) -> Result<String, CanonicalError> {
     let named = serde_json::json!({"salt": salt});
     let hash = canonical::sha256(&canonical::signing_bytes("via", &named)?);
+    Ok(hex::encode(hash.get(..LINK_BYTES).unwrap_or_default()))
+}
+
+/// What stands for a link in an offer, which the whole pool reads: the first 16 bytes of SHA-256 of `legion/veil/v1\0` + canonical
+/// JSON of `{link, requester, task}`, hex. Whoever knows the link recognizes it; nobody else can put it into an offer of his own to
+/// see who does.
+pub fn veil(link: &str, requester: &str, task: &str) -> Result<String, CanonicalError> {
+    let named = serde_json::json!({"link": link, "requester": requester, "task": task});
+    let hash = canonical::sha256(&canonical::signing_bytes("veil", &named)?);
     Ok(hex::encode(hash.get(..LINK_BYTES).unwrap_or_default()))
 }
 

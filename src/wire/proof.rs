@@ -19,8 +19,19 @@ pub struct Hop {
     pub skill: String,
     /// What it cost, milli-credits.
     pub cost_mc: u64,
-    /// Hash of its proof, hex.
+    /// Hash of its proof, hex; of a part that was stopped, of the entry in which its executor says so.
     pub proof: String,
+}
+
+/// What hops of a job between these two cost in all, milli-credits. None if they are not what hops can be: by a third party each,
+/// every proof counted once.
+pub fn hops_mc(hops: &[Hop], requester: &str, executor: &str) -> Option<u64> {
+    let mut counted = std::collections::BTreeSet::new();
+    let third = |hop: &Hop| hop.executor != executor && hop.executor != requester;
+    hops.iter().try_fold(0u64, |sum, hop| {
+        let once = counted.insert(hop.proof.as_str());
+        sum.checked_add(hop.cost_mc).filter(|_| once && third(hop))
+    })
 }
 
 /// Execution proof (protocol, section 5). Signed Ed25519 over `legion/proof/v1\0` + canonical JSON without `sig`.
@@ -77,15 +88,9 @@ pub struct Proof {
 }
 
 impl Proof {
-    /// What the hops cost in all, milli-credits. None if they are not what hops can be: by a third party each, every proof
-    /// counted once.
+    /// [`hops_mc`] of its hops.
     pub fn hops_mc(&self) -> Option<u64> {
-        let mut counted = std::collections::BTreeSet::new();
-        let third = |hop: &Hop| hop.executor != self.executor && hop.executor != self.requester;
-        self.hops.iter().try_fold(0u64, |sum, hop| {
-            let once = counted.insert(hop.proof.as_str());
-            sum.checked_add(hop.cost_mc).filter(|_| once && third(hop))
-        })
+        hops_mc(&self.hops, &self.requester, &self.executor)
     }
 
     /// What is signed: `legion/proof/v1\0` + canonical JSON without the signature.

@@ -75,6 +75,48 @@ fn a_backup_is_one_private_file_that_replaces_nothing() {
 }
 
 #[test]
+fn a_backup_to_where_none_can_be_is_refused_by_name_and_the_node_stays_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::init(dir.path(), "node", &[]);
+    let (folder, file) = (dir.path().join("folder"), dir.path().join("file"));
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(&file, "mine").unwrap();
+    let mut refused = vec![
+        dir.path().join("missing/b"),
+        folder.clone(),
+        file.join("b"),
+        // Nobody makes files there, not even root.
+        "/proc/b".into(),
+        dir.path().join("n".repeat(250)),
+    ];
+    let locked = dir.path().join("locked");
+    std::fs::create_dir(&locked).unwrap();
+    std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o500)).unwrap();
+    if !rustix::process::geteuid().is_root() {
+        refused.push(locked.join("b"));
+    }
+    let try_all = |node: &Node| {
+        for path in &refused {
+            let error = node.fails(2, &["backup", text(path)])["error"].clone();
+            assert_eq!(error["code"], "store_target_unusable", "{error}");
+            let message = error["message"].as_str().unwrap();
+            assert!(message.contains(text(path)), "{error}");
+            assert!(error["hint"].as_str().unwrap().contains("folder"));
+        }
+    };
+    node.up();
+    try_all(&node);
+    node.ok(&["backup", text(&folder.join("b"))]);
+    node.ok(&["pool", "create", "still-writes"]);
+    assert!(node.terminate().success());
+    try_all(&node);
+    assert_eq!(std::fs::read(&file).unwrap(), b"mine");
+    let left = std::fs::read_dir(dir.path()).unwrap().flatten();
+    let left = left.filter(|e| e.file_name().to_string_lossy().contains("part"));
+    assert_eq!(left.count(), 0);
+}
+
+#[test]
 fn a_restoration_goes_where_nothing_is_lost_by_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut node = Node::init(dir.path(), "node", &["ws://127.0.0.1:9"]);

@@ -29,6 +29,7 @@ fn stopped(hall: &Hall, at: usize, task: &str, award_no: u32, useful_units: u32)
     entry.what = Act::Stopped {
         award_no,
         useful_units,
+        hops: Vec::new(),
     };
     Body::Update(Box::new(Update {
         task: task.to_owned(),

@@ -35,6 +35,7 @@ fn act(kind: usize, award_no: u32) -> Act {
         6 => Act::Stopped {
             award_no,
             useful_units: 1,
+            hops: Vec::new(),
         },
         7 => Act::Paid {
             award_no,

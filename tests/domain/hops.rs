@@ -11,7 +11,7 @@ use legiond::domain::step::{
     Addressee, Change, Effect, Input, LaborNews, PauseMode, PlanFacts, Refused, Row, Step, Wish,
 };
 use legiond::wire::entry::Act;
-use legiond::wire::market::link;
+use legiond::wire::market::{link, veil};
 use legiond::wire::message::{Body, News, Update};
 use legiond::wire::proof::{Hop, Proof};
 use serde_json::json;
@@ -19,9 +19,9 @@ use serde_json::json;
 use super::pair::{Hall, journaled, letters, one};
 use crate::sim::world::SKILL;
 
-const BUDGET_MC: u64 = 50;
-const UNITS: u32 = 8;
-const PART_UNITS: u32 = 5;
+pub(super) const BUDGET_MC: u64 = 50;
+pub(super) const UNITS: u32 = 8;
+pub(super) const PART_UNITS: u32 = 5;
 
 fn hall() -> Hall {
     Hall::with(3, |at, policy| {
@@ -29,10 +29,11 @@ fn hall() -> Hall {
     })
 }
 
-fn wish(call: u32) -> Wish {
+pub(super) fn wish(call: u32) -> Wish {
     let plan = PlanFacts {
         units: PART_UNITS,
         output_bytes_max: 100,
+        model: None,
     };
     Wish {
         call,
@@ -43,7 +44,7 @@ fn wish(call: u32) -> Wish {
 }
 
 /// The worker of `at` ends its run with a wish.
-fn delegate(hall: &mut Hall, at: usize, key: &str, wish: Wish) -> Step {
+pub(super) fn delegate(hall: &mut Hall, at: usize, key: &str, wish: Wish) -> Step {
     let news = LaborNews::Delegated {
         wish: Box::new(wish),
         units_done: 0,
@@ -59,17 +60,17 @@ fn delegate(hall: &mut Hall, at: usize, key: &str, wish: Wish) -> Step {
     )
 }
 
-fn body(step: &Step, wanted: impl Fn(&Body) -> bool) -> Body {
+pub(super) fn body(step: &Step, wanted: impl Fn(&Body) -> bool) -> Body {
     let found = letters(step).into_iter().find(|(_, body)| wanted(body));
     found.unwrap_or_else(|| panic!("{step:?}")).1
 }
 
-fn work<'a>(hall: &'a Hall, at: usize, key: &str) -> &'a Engagement {
+pub(super) fn work<'a>(hall: &'a Hall, at: usize, key: &str) -> &'a Engagement {
     &hall.nodes[at].work()[key]
 }
 
 /// A job of 0 at 1 that waits for its part: key, part, and the offer of the part.
-fn waiting(hall: &mut Hall) -> (String, String, Body) {
+pub(super) fn waiting(hall: &mut Hall) -> (String, String, Body) {
     let task = hall.accepted(UNITS);
     let key = format!("{}/{task}/1", hall.npub(0));
     let step = delegate(hall, 1, &key, wish(1));
@@ -79,7 +80,7 @@ fn waiting(hall: &mut Hall) -> (String, String, Body) {
 }
 
 /// The same, and 2 works on the part.
-fn worked_on(hall: &mut Hall) -> (String, String) {
+pub(super) fn worked_on(hall: &mut Hall) -> (String, String) {
     let (key, part, offer) = waiting(hall);
     let bid = one(&hall.hand(1, 2, offer.clone()));
     let decline = one(&hall.hand(1, 0, offer));
@@ -91,7 +92,7 @@ fn worked_on(hall: &mut Hall) -> (String, String) {
 }
 
 /// The same, and its result is here, checked and paid: with the step that this was.
-fn answered(hall: &mut Hall) -> (String, String, Step) {
+pub(super) fn answered(hall: &mut Hall) -> (String, String, Step) {
     let (key, part) = worked_on(hall);
     let theirs = format!("{}/{part}/1", hall.npub(1));
     let result = one(&hall.finish(2, &theirs, PART_UNITS));
@@ -339,7 +340,8 @@ fn a_job_that_comes_back_to_one_that_waits_for_it_is_refused() {
         if let Effect::Send(send) = effect
             && let Body::Offer(offer) = &mut send.body
         {
-            offer.via = vec!["0".repeat(32), link(&salt).unwrap()];
+            let veiled = veil(&link(&salt).unwrap(), &hall.npub(2), &offer.task).unwrap();
+            offer.via = vec!["0".repeat(32), veiled];
         }
     }
     let back = one(&hall.hand(2, 1, one(&step)));
@@ -384,6 +386,27 @@ fn a_chain_has_a_longest_length_on_both_ends() {
     delegate(&mut hall, 1, &key, wish(1));
     assert_eq!(failed_with(&only_call(&hall, &key)), "delegation_too_deep");
     assert_eq!(hall.nodes[1].jobs().len(), 0, "nothing was asked");
+}
+
+/// Whoever reads an offer cannot find out who is above it by copying its chain: in an offer of another author, or for another
+/// task, nobody knows it again.
+#[test]
+fn a_copied_chain_betrays_nobody() {
+    let mut hall = hall();
+    let (_, _, offer) = waiting(&mut hall);
+    let Body::Offer(letter) = &offer else {
+        panic!("an offer")
+    };
+    let mut copied = letter.clone();
+    copied.via.extend(letter.via.clone());
+    for (task, round) in [(letter.task.clone(), 1), ("7".repeat(32), 1)] {
+        copied.task = task;
+        copied.round = round;
+        let said = one(&hall.hand(2, 0, Body::Offer(copied.clone())));
+        assert!(matches!(&said, Body::Bid(_)), "{said:?}");
+    }
+    let said = one(&hall.hand(1, 0, offer));
+    assert!(matches!(&said, Body::Decline(d) if d.code == "delegation_cycle"));
 }
 
 /// A worker counts its calls: the same one twice, one left out or one too many ends the job.

@@ -390,6 +390,7 @@ fn a_stop_that_nobody_asked_for_is_not_paid_after_a_restoration() {
             Act::Stopped {
                 award_no: 1,
                 useful_units: 5,
+                hops: Vec::new(),
             },
         );
         let mut terms = award.terms();

@@ -673,6 +673,75 @@ fn a_delegated_embedding_names_its_model_and_its_assurance() {
     assert!(pair.worker.journaled("accept").len() <= 2);
 }
 
+/// The promise: through a pool, who has not the model that the input names does not even bid, however cheap.
+#[cfg(feature = "relay")]
+#[test]
+fn an_offer_names_its_model_and_only_who_has_it_bids() {
+    use crate::support::world::{Node, Relay, until};
+
+    let (relay, dir) = (Relay::start(), tempfile::tempdir().unwrap());
+    let mut asker = Node::init(dir.path(), "asker", &[&relay.url]);
+    let mut cheap = Node::init(dir.path(), "cheap", &[&relay.url]);
+    let mut dear = Node::init(dir.path(), "dear", &[&relay.url]);
+    // What the cheap one has is called as what is wanted, with other files, and another one of the right files.
+    let tiny = tiny();
+    let other = copy_of_tiny();
+    let config = other.path().join("config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text + "\n").unwrap();
+    let add = |node: &Node, dir: &Path, name: &str| {
+        let added = node.ok(&["models", "add", dir.to_str().unwrap(), "--name", name]);
+        added["models"][0]["hash"].as_str().unwrap().to_owned()
+    };
+    let wrong = add(&cheap, other.path(), "named");
+    let right = add(&dear, &tiny, "named");
+    add(&dear, &tiny, "both");
+    assert_ne!(wrong, right);
+    dear.configure("market", "unit_price_mc", "9");
+    dear.configure("market.skill_unit_price_mc", SKILL, "9");
+    for node in [&mut asker, &mut cheap, &mut dear] {
+        node.up();
+    }
+    for worker in [&cheap, &dear] {
+        worker.ok(&["peers", "trust", &asker.npub, "--tier", "trusted"]);
+        asker.ok(&["peers", "trust", &worker.npub, "--tier", "trusted"]);
+        until("an ad", || {
+            let peers = asker.ok(&["peers"])["peers"].clone();
+            let peers = peers.as_array()?.clone();
+            let peer = peers.iter().find(|p| p["npub"] == worker.npub.as_str())?;
+            peer["skills"].is_array().then_some(())
+        });
+    }
+    let input = dir.path().join("input.json");
+    let ask = ["ask", SKILL, "--input", input.to_str().unwrap()];
+    for (job, executor) in [
+        (json!({"model": "named", "texts": ["a"], "dim": 32}), &cheap),
+        (json!({"model": "both", "texts": ["a"], "dim": 32}), &dear),
+        (
+            json!({"model": "named", "model_hash": right, "texts": ["a"], "dim": 32}),
+            &dear,
+        ),
+    ] {
+        fs::write(&input, job.to_string()).unwrap();
+        let done = asker.ok(&ask);
+        assert_eq!(done["executor"]["npub"], executor.npub.as_str(), "{job}");
+        let task = done["task"]["id"].as_str().unwrap();
+        assert_eq!(asker.count(task, "award"), 1, "{job}");
+    }
+    fs::write(
+        &input,
+        json!({"model": "absent", "texts": ["a"], "dim": 32}).to_string(),
+    )
+    .unwrap();
+    let nobody = asker.fails(3, &ask);
+    let message = nobody["error"]["message"].as_str().unwrap();
+    assert!(message.contains("model_missing"), "{nobody}");
+    assert_eq!(
+        asker.count(nobody["task"]["id"].as_str().unwrap(), "award"),
+        0
+    );
+}
+
 /// The promise: a thousand sentences, more than a message holds there and back, are embedded by delegation over a relay that is not
 /// ours, each as it would be here.
 #[cfg(feature = "relay")]

@@ -17,7 +17,7 @@ fn spy() -> PathBuf {
 }
 
 fn report(node: &Node, skill: &str) -> Value {
-    let report = node.ok(&["status"])["skill_sandbox"][skill].clone();
+    let report = node.probed()["skill_sandbox"][skill].clone();
     if report["level"] != "full" {
         println!("THE SANDBOX OF {skill} IS NOT FULL HERE: {report}");
     }

@@ -213,7 +213,7 @@ fn a_server_that_is_down_is_not_offered() {
     drop(free);
     chat(&node, &format!("http://{address}/v1"));
     node.up();
-    let status = node.ok(&["status"]);
+    let status = node.probed();
     let offered = |status: &Value| {
         status["skills"]
             .as_array()
@@ -221,6 +221,11 @@ fn a_server_that_is_down_is_not_offered() {
             .contains(&json!("chat"))
     };
     assert!(!offered(&status), "{status}");
+    let chat = &status["own_skills"]["chat"];
+    assert_eq!(
+        (&chat["state"], &chat["code"]),
+        (&json!("down"), &json!("backend_unreachable"))
+    );
     assert!(
         node.stderr().contains("backend_unreachable"),
         "{}",
@@ -252,7 +257,7 @@ fn a_server_that_is_down_is_not_offered() {
 
     node.configure("skills.chat", "sandbox", "false");
     node.up();
-    let status = node.ok(&["status"]);
+    let status = node.probed();
     assert!(offered(&status), "{status}");
     assert_eq!(status["skill_sandbox"]["chat"]["level"], "none");
     let done = node.ok(&ask("self", "prompt:=\"def\""));
@@ -262,7 +267,15 @@ fn a_server_that_is_down_is_not_offered() {
     // A key file that is not there is a skill that is not offered, not a node that does not start.
     node.configure("skills.chat", "api_key_file", "\"/absent/key\"");
     node.up();
-    assert!(!offered(&node.ok(&["status"])));
+    let status = node.probed();
+    assert!(!offered(&status));
+    assert_eq!(
+        (
+            &status["own_skills"]["chat"]["state"],
+            &status["own_skills"]["chat"]["code"]
+        ),
+        (&json!("failed"), &json!("worker_start"))
+    );
     assert!(node.stderr().contains("/absent/key"));
 }
 

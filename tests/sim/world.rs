@@ -778,6 +778,7 @@ pub(crate) fn plan(input: &Value) -> Result<PlanFacts, Refused> {
         .map(|units| PlanFacts {
             units,
             output_bytes_max: 400,
+            model: None,
         })
         .ok_or_else(|| Refused::new("input_invalid", "no units"))
 }

@@ -131,3 +131,28 @@ fn a_plan_is_read_from_words() {
     assert!(FaultPlan::parse("sync=x").is_none());
     assert!(FaultPlan::parse("cut").is_none());
 }
+
+#[test]
+fn a_copy_that_its_disk_refuses_is_the_copys_fault_and_leaves_nothing() {
+    let home = home();
+    let plan = FaultPlan::shared();
+    let store = open_on(&home.path().join("store.redb"), &plan);
+    for batch in 1..=64 {
+        put_batch(&store, batch).unwrap();
+    }
+    let copies = home.path().join("copies");
+    std::fs::create_dir(&copies).unwrap();
+    let target = copies.join("copy");
+    for quota_bytes in [0, 100_000, 600_000] {
+        plan.set_quota_bytes(Some(quota_bytes));
+        let error = store.snapshot_to(&target).unwrap_err();
+        assert_eq!(error.code(), "store_target_unusable", "{error}");
+        assert!(error.to_string().contains(target.to_str().unwrap()));
+        assert_eq!(std::fs::read_dir(&copies).unwrap().count(), 0);
+    }
+    plan.set_quota_bytes(None);
+    // The store itself never noticed.
+    put_batch(&store, 65).unwrap();
+    assert_eq!(last_whole_batch(&store), 65);
+    assert!(store.snapshot_to(&target).unwrap() > 512);
+}

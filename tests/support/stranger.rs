@@ -524,6 +524,7 @@ impl Stranger {
         let reply = self.reply_key(task).public_key().to_hex();
         let mut offer = Offer {
             via: Vec::new(),
+            model: None,
             task: task.to_owned(),
             round: 1,
             skill: "simulation".into(),

@@ -15,13 +15,18 @@ pub(crate) const LEGION: &str = env!("CARGO_BIN_EXE_legion");
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `probe` gives something.
-pub(crate) fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn until<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
+    within(PATIENCE, what, probe)
+}
+
+/// The same with another patience: where messages are lost by design, they take as long as their repetitions.
+pub(crate) fn within<T>(patience: Duration, what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
         if let Some(found) = probe() {
             return found;
         }
-        assert!(began.elapsed() < PATIENCE, "waited in vain for: {what}");
+        assert!(began.elapsed() < patience, "waited in vain for: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -398,6 +403,16 @@ impl Node {
         panic!("the node closed the connection");
     }
 
+    /// Waits until every skill of the owner's is described, or is known not to be; the status then.
+    pub(crate) fn probed(&self) -> Value {
+        until("the owner's skills to be described", || {
+            let status = self.ok(&["status"]);
+            let skills = status["own_skills"].as_object().unwrap();
+            let probing = skills.values().any(|skill| skill["state"] == "probing");
+            (!probing).then_some(status)
+        })
+    }
+
     /// The journal: `{seq, at_ms, kind, task, body}` each.
     pub(crate) fn journal(&self) -> Vec<Value> {
         self.call("journal/read", serde_json::json!({}))["result"]["entries"]
@@ -462,6 +477,8 @@ pub(crate) struct Pair {
     pub(crate) relay: Option<Relay>,
     pub(crate) asker: Node,
     pub(crate) worker: Node,
+    /// How long each of its waits may take.
+    pub(crate) patience: Duration,
 }
 
 impl Pair {
@@ -489,6 +506,7 @@ impl Pair {
             relay: None,
             asker,
             worker,
+            patience: PATIENCE,
         }
     }
 
@@ -503,7 +521,7 @@ impl Pair {
     /// Waits for the task: completed, accepted once, paid once on both sides; then for rest.
     pub(crate) fn finish(&self, task: &str) -> Value {
         let shown = Shown(self);
-        until("the task to end", || {
+        within(self.patience, "the task to end", || {
             let found = self.asker.ok(&["task", task]);
             let state = found["task"]["status"]["state"]
                 .as_str()
@@ -535,7 +553,8 @@ impl Pair {
     /// Waits until both books mirror each other and nothing pends: no lock, no lease, no worker's job, no outbox row.
     pub(crate) fn settle(&self) {
         let _shown = Shown(self);
-        until(
+        within(
+            self.patience,
             "both books to mirror each other with nothing pending",
             || {
                 let (a, b) = (self.asker.ok(&["ledger"]), self.worker.ok(&["ledger"]));

@@ -57,6 +57,17 @@ pub(crate) fn status(view: &Value) -> String {
         "cores for foreign work: {}\n",
         cell(view, "/cores")
     ));
+    let stand = view.get("own_skills").and_then(Value::as_object);
+    for (name, skill) in stand.into_iter().flatten() {
+        let wrong = match skill.get("code").filter(|code| !code.is_null()) {
+            Some(code) => format!(": {}: {}", scalar(code), cell(skill, "/message")),
+            None => String::new(),
+        };
+        text.push_str(&format!(
+            "own skill {name}: {}{wrong}\n",
+            cell(skill, "/state")
+        ));
+    }
     let own = view.get("skill_sandbox").and_then(Value::as_object);
     let own =
         (own.into_iter().flatten()).map(|(name, found)| (format!("skill {name}"), Some(found)));

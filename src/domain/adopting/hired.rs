@@ -90,12 +90,12 @@ impl Node {
             }
         } else if facts.gone.is_some() {
             self.give_up_award(now, task, no, Event::Decline);
-        } else if let Some(useful) = facts.stopped {
+        } else if let Some((useful, hops)) = &facts.stopped {
             self.lock_forgotten(now, task, no);
             if facts.canceled {
                 self.cancel_known(now, task);
             }
-            self.on_stopped(now, task, no, useful);
+            self.on_stopped(now, task, no, *useful, hops);
         } else if facts.completed.is_some() && !known {
             self.lock_forgotten(now, task, no);
             self.judge_forgotten(now, from, log, facts, terms);
@@ -300,6 +300,7 @@ fn forgotten_job(task: &str, terms: Option<&Terms>, asked_ms: Ms, now: Ms) -> Jo
         critical: false,
         units: terms.map_or(0, |t| t.units),
         output_bytes_max: 0,
+        model: None,
         salt: String::new(),
         input_bytes: 0,
         commitment: terms.map(|t| t.commitment.clone()).unwrap_or_default(),
@@ -368,6 +369,8 @@ fn forgotten_award(
         lease_until_ms: now,
         paused_since_ms: None,
         units_done: 0,
+        on_cancel: terms.map(|t| t.on_cancel.clone()),
         useful_units: None,
+        stopped_hops: Vec::new(),
     }
 }

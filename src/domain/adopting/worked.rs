@@ -111,13 +111,14 @@ impl Node {
                     self.weigh_again(now, &key, log, why);
                 }
             }
-            _ if facts.stopped.is_some_and(|units| units > 0)
-                && (known || log.unit_price_mc > 0) =>
+            _ if let Some((units, hops)) = &facts.stopped
+                && (!hops.is_empty() || (*units > 0 && (known || log.unit_price_mc > 0))) =>
             {
                 // What it pays it signs for; a price that it names too low is one that it says to itself.
                 if let Some(work) = self.work.get_mut(&key) {
                     work.stage = Stage::Finished;
-                    work.units_done = facts.stopped.unwrap_or(0);
+                    work.units_done = *units;
+                    work.stopped_hops.clone_from(hops);
                     if !known {
                         work.unit_price_mc = log.unit_price_mc;
                     }
@@ -239,6 +240,7 @@ impl Node {
             hops_mc: 0,
             via: Vec::new(),
             calls: Vec::new(),
+            stopped_hops: Vec::new(),
             commitment: String::new(),
             terms: terms.map(|(_, _, hash)| hash.clone()).unwrap_or_default(),
             on_cancel: "free".into(),

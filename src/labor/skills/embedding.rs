@@ -47,6 +47,8 @@ pub const MAX_TOTAL_BYTES: usize = 2 << 20;
 pub const MAX_DIM: u32 = 1024;
 /// All vectors of a job together, so that they fit into a worker's frame as base64.
 pub const MAX_VECTOR_BYTES: u64 = 8 << 20;
+/// In front of a model's hash, where its name could stand: no name has a colon.
+const BY_HASH: &str = "sha256:";
 /// The longest name of a model.
 const MAX_MODEL_BYTES: usize = 64;
 /// Text between two checkpoints, about half a second of two cores.
@@ -296,6 +298,18 @@ impl Skill for Embedding {
     #[cfg(feature = "labor")]
     fn is_ready(&self, models: &Models) -> bool {
         !models.present().is_empty()
+    }
+
+    fn needs(&self, input: &Value) -> Option<String> {
+        let field = |name: &str| input.get(name).and_then(Value::as_str);
+        let pinned = field("model_hash").map(|hash| format!("{BY_HASH}{hash}"));
+        pinned.or_else(|| field("model").map(str::to_owned))
+    }
+
+    #[cfg(feature = "labor")]
+    fn check_need(&self, need: &str, models: &Models) -> Result<(), SkillError> {
+        let found = models.find(need, need.strip_prefix(BY_HASH));
+        found.map(drop).map_err(|error| shelf::refused(&error))
     }
 
     #[cfg(feature = "labor")]

@@ -6,12 +6,14 @@
 
 pub mod chat;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::sync::watch;
 
 use self::chat::Chat;
 use super::{Plan, Skill, SkillError, SkillInfo, schema};
@@ -33,17 +35,60 @@ pub const BACKEND_CODES: [&str; 5] = [
     "backend_endless",
 ];
 
-/// The owner's skills, set once: the configuration is that of the whole process, and changes with its next start.
-static REGISTERED: OnceLock<Vec<Own>> = OnceLock::new();
-
-/// The owner's skills of this process; none before [`register`].
-pub fn registered() -> &'static [Own] {
-    REGISTERED.get().map_or(&[], Vec::as_slice)
+/// What is known of one of the owner's skills.
+#[derive(Debug, Clone)]
+pub enum Known {
+    /// Its program or server is being asked what it is.
+    Probing,
+    /// It said so. It lives as long as the process.
+    Described(&'static Own),
+    /// It did not: a code of [`Own::describe`] and a text.
+    Failed(Wrong),
 }
 
-/// Makes these known to [`super::find`] and all that is built on it. A second call changes nothing.
-pub fn register(skills: Vec<Own>) {
-    let _ = REGISTERED.set(skills);
+/// The owner's skills: the configuration is that of the whole process, and changes with its next start.
+static KNOWN: LazyLock<watch::Sender<BTreeMap<String, Known>>> =
+    LazyLock::new(|| watch::Sender::new(BTreeMap::new()));
+
+/// Every skill of the owner's in this process, described or not; none before [`expect`].
+pub fn known() -> BTreeMap<String, Known> {
+    KNOWN.borrow().clone()
+}
+
+/// Those that were described.
+pub fn registered() -> Vec<&'static Own> {
+    let described = |known: &Known| match known {
+        Known::Described(own) => Some(*own),
+        Known::Probing | Known::Failed(_) => None,
+    };
+    KNOWN.borrow().values().filter_map(described).collect()
+}
+
+/// Announces skills that will be described: until [`settle`] whoever needs one waits for it.
+pub fn expect<'a>(names: impl Iterator<Item = &'a String>) {
+    let names = names.map(|name| (name.clone(), Known::Probing));
+    KNOWN.send_modify(|known| known.extend(names));
+}
+
+/// Says what became of one. A described one is known to [`super::find`] and all that is built on it from now on.
+pub fn settle(name: &str, found: Result<&'static Own, Wrong>) {
+    let found = found.map_or_else(Known::Failed, Known::Described);
+    KNOWN.send_modify(|known| {
+        known.insert(name.to_owned(), found);
+    });
+}
+
+/// Whether this is one that is still being asked.
+pub fn is_probing(name: &str) -> bool {
+    matches!(KNOWN.borrow().get(name), Some(Known::Probing))
+}
+
+/// Waits until that one is described or has failed; no other name is waited for.
+pub async fn settled(name: &str) {
+    let mut known = KNOWN.subscribe();
+    let probing = |known: &BTreeMap<String, Known>| matches!(known.get(name), Some(Known::Probing));
+    // The sender lives as long as the process.
+    let _ = known.wait_for(|known| !probing(known)).await;
 }
 
 /// A skill that a program of the owner described.
@@ -75,6 +120,8 @@ pub struct Launch<'a> {
     pub home: &'a Path,
     /// A folder to work in.
     pub scratch: &'a Path,
+    /// True, or gone, when nobody waits for an answer any more.
+    pub stop: Option<&'a watch::Receiver<bool>>,
 }
 
 impl Launch<'_> {
@@ -104,7 +151,7 @@ impl Launch<'_> {
 }
 
 /// What is wrong: a code and a text.
-type Wrong = (&'static str, String);
+pub type Wrong = (&'static str, String);
 
 /// The built-in skill that this name would hide, if it is one.
 pub fn is_built_in(name: &str) -> bool {
@@ -124,11 +171,7 @@ impl Own {
         }
         let (first, args) = (owned.command.split_first())
             .ok_or_else(|| ("worker_start", "no program is named".to_owned()))?;
-        let owners = found(first);
-        if !owners.is_file() {
-            let text = format!("there is no program `{}`", owners.display());
-            return Err(("worker_start", text));
-        }
+        let owners = startable(first)?;
         let folder = launch.scratch.join(format!("describe-{name}"));
         let mut sandbox = launch.sandbox_of(owned, &owners);
         let report = survey(launch.legion, &sandbox, &folder).await;
@@ -152,7 +195,7 @@ impl Own {
             hang_timeout_ms: DESCRIBE_WITHIN.as_millis() as u64,
             scratch_dir: folder,
         };
-        let skills = describe(config).await?;
+        let skills = describe(config, launch.stop).await?;
         let told = skills.into_iter().find(|skill| skill.id == name);
         let told = told.ok_or_else(|| {
             let text = format!("the program does not describe a skill `{name}`");
@@ -191,7 +234,10 @@ impl Own {
             let found = survey(launch.legion, &sandbox, &folder).await;
             sandbox.at_least = found.level;
             words = backend_words(name, owned, &sandbox);
-            down = reach(launch.legion, &words, &folder).await.err();
+            down = tokio::select! {
+                found = reach(launch.legion, &words, &folder) => found.err(),
+                wrong = stopped(launch.stop) => Some(wrong),
+            };
             report = Some(found);
         }
         if let Some(wrong) = down.take_if(|(code, _)| !BACKEND_CODES.contains(code)) {
@@ -285,6 +331,41 @@ async fn reach(legion: &Path, words: &[OsString], folder: &Path) -> Result<(), W
     }
 }
 
+/// Whether what a skill names can be started, or read, by this user: its program, or the file with its server's key.
+///
+/// # Errors
+/// `worker_start`.
+pub fn check(owned: &OwnSkill) -> Result<(), Wrong> {
+    if !owned.is_openai() {
+        let first = owned.command.first().map_or("", String::as_str);
+        return startable(first).map(drop);
+    }
+    if owned.api_key_file.is_empty() {
+        return Ok(());
+    }
+    let unread = |error| {
+        let file = &owned.api_key_file;
+        (
+            "worker_start",
+            format!("the key file {file} cannot be read: {error}"),
+        )
+    };
+    (std::fs::read(&owned.api_key_file).map(drop)).map_err(unread)
+}
+
+/// The program that is meant, if it is one.
+fn startable(program: &str) -> Result<PathBuf, Wrong> {
+    let found = found(program);
+    let wrong = |what: &str| ("worker_start", format!("{what} `{}`", found.display()));
+    if !found.is_file() {
+        return Err(wrong("there is no program"));
+    }
+    match rustix::fs::access(&found, rustix::fs::Access::EXEC_OK) {
+        Ok(()) => Ok(found),
+        Err(_) => Err(wrong("this user may not run the file")),
+    }
+}
+
 /// The program of a name without a folder, as the node's own `PATH` has it: the worker's environment is empty.
 fn found(program: &str) -> PathBuf {
     let path = std::env::var_os("PATH").filter(|_| !program.contains('/'));
@@ -295,14 +376,17 @@ fn found(program: &str) -> PathBuf {
         .unwrap_or_else(|| program.into())
 }
 
-async fn describe(config: SupervisorConfig) -> Result<Vec<WorkerSkill>, Wrong> {
+async fn describe(
+    config: SupervisorConfig,
+    stop: Option<&watch::Receiver<bool>>,
+) -> Result<Vec<WorkerSkill>, Wrong> {
     let folder = config.scratch_dir.clone();
     let start = Supervisor::start(config);
     let (handle, mut events) = start.map_err(|error| (error.code(), error.to_string()))?;
     handle
         .warm()
         .map_err(|error| (error.code(), error.to_string()))?;
-    let answer = tokio::time::timeout(DESCRIBE_WITHIN, async {
+    let asked = tokio::time::timeout(DESCRIBE_WITHIN, async {
         while let Some(event) = events.recv().await {
             match event {
                 WorkerEvent::Described { skills, .. } => return Ok(skills),
@@ -311,8 +395,11 @@ async fn describe(config: SupervisorConfig) -> Result<Vec<WorkerSkill>, Wrong> {
             }
         }
         Err(("worker_exited", "its supervisor ended".to_owned()))
-    })
-    .await;
+    });
+    let answer = tokio::select! {
+        answer = asked => answer,
+        wrong = stopped(stop) => Ok(Err(wrong)),
+    };
     handle.shutdown().await;
     let _ = std::fs::remove_dir_all(folder);
     answer.unwrap_or_else(|_| {
@@ -320,6 +407,15 @@ async fn describe(config: SupervisorConfig) -> Result<Vec<WorkerSkill>, Wrong> {
         let text = format!("it did not say who it is within {seconds} s");
         Err(("worker_hung", text))
     })
+}
+
+/// Ends when nobody waits any more.
+async fn stopped(stop: Option<&watch::Receiver<bool>>) -> Wrong {
+    match stop {
+        Some(stop) => drop(stop.clone().wait_for(|stop| *stop).await),
+        None => std::future::pending().await,
+    }
+    ("worker_killed", "the node stops".to_owned())
 }
 
 fn info(told: WorkerSkill) -> Result<SkillInfo, Wrong> {

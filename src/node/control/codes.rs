@@ -329,6 +329,11 @@ const FILES: &[Row] = &[
     ),
     ("store_target_exists", FAULTY, "choose another path"),
     (
+        "store_target_unusable",
+        FAULTY,
+        "name a new file in a folder that exists, is yours, and has space left on its disk",
+    ),
+    (
         "store_unavailable",
         FAILED,
         "free disk space or check the disk, then start the node again",

@@ -15,9 +15,8 @@ use crate::wire::message::Body;
 /// A relay that said OK is asked again only after this long without an acknowledgement; doubles each time.
 const REWRAP_FIRST: Duration = Duration::from_secs(600);
 const REWRAP_CAP: Duration = Duration::from_secs(24 * 3600);
-/// The same for a recipient that was heard lately; grows until it is [`REWRAP_FIRST`].
+/// The same for a recipient that was heard lately: until it is [`REWRAP_FIRST`].
 pub(super) const REWRAP_PRESENT: Duration = Duration::from_secs(15);
-const REWRAP_PRESENT_GROWTH: u32 = 4;
 pub(super) const RETRY_FIRST: Duration = Duration::from_secs(1);
 pub(super) const RETRY_CAP: Duration = Duration::from_secs(60);
 /// A message dated further ahead than this was dated by a clock that has been set back: no peer would take it.
@@ -61,10 +60,11 @@ impl Row {
 
     /// The wait after the next one.
     pub(super) fn next_rewrap(&self) -> Duration {
-        match self.rewrap < REWRAP_FIRST {
-            true => (self.rewrap * REWRAP_PRESENT_GROWTH).min(REWRAP_FIRST),
-            false => (self.rewrap * 2).min(REWRAP_CAP),
-        }
+        let most = match self.rewrap < REWRAP_FIRST {
+            true => REWRAP_FIRST,
+            false => REWRAP_CAP,
+        };
+        (self.rewrap * 2).min(most)
     }
 
     /// Where its recipient may find it: our relays, and those where the recipient said that it reads.

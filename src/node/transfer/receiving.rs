@@ -10,8 +10,10 @@ use tokio::time::Instant;
 use super::rows::{self, End, Fault, Key, Move};
 use super::{Rooms, SILENCE_CAP, SILENCE_FIRST, Tell};
 use crate::domain::step::Refused;
+use crate::labor::skills::own;
 use crate::node::clock;
 use crate::node::order::Mail;
+use crate::wire::message::Body;
 use crate::wire::transfer::{Chunk, Have, MAX_RANGES, SealTo, Transfer, put_back, slot};
 
 /// Pieces that arrive wait this long for others to be confirmed with ...
@@ -190,6 +192,13 @@ impl Receiving {
                 return;
             }
         };
+        if let Body::Award(award) | Body::Request(award) = &body
+            && own::is_probing(&award.skill)
+        {
+            // What its skill takes is not known yet: once more as well.
+            self.stage = Stage::Moving;
+            return;
+        }
         let members = serde_json::from_slice(&plain).unwrap_or_default();
         if !put_back(&mut body, members) {
             self.fail(rooms, "payload_malformed");

@@ -65,7 +65,7 @@ impl Shelf {
     }
 }
 
-fn refused(error: &LaborError) -> SkillError {
+pub(super) fn refused(error: &LaborError) -> SkillError {
     SkillError {
         code: error.code(),
         message: error.to_string(),
