@@ -57,7 +57,12 @@ impl Batch {
 
     /// Whether nobody waits for any of it: it only notes what was heard.
     pub(super) fn is_quiet(&self) -> bool {
-        let noted = |e: &Effect| matches!(e, Effect::Changed(_) | Effect::Dropped { .. });
+        let noted = |e: &Effect| {
+            matches!(
+                e,
+                Effect::Changed(_) | Effect::Dropped { .. } | Effect::Moot { .. }
+            )
+        };
         self.sends.is_empty()
             && self.tries.is_empty()
             && self.answers.is_empty()
