@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use tokio::sync::oneshot;
 
-use super::order::{Answer, Mail};
+use super::order::{Answer, Look, Mail};
 use super::transfer::detach::Parted;
 use super::transfer::rows::{Key, Move};
 use crate::domain::step::{Addressee, Change, Effect, Refused, Row, Send, Step};
@@ -37,6 +37,8 @@ pub(super) struct Batch {
     pub(super) held: Vec<Move>,
     /// Transfers that end with this batch.
     pub(super) arrived: Vec<Key>,
+    /// Who looks at the state: they see it durable.
+    pub(super) looks: Vec<Look>,
     /// Journal kinds, for crash points.
     pub(super) kinds: Vec<String>,
 }
@@ -66,6 +68,7 @@ impl Batch {
         self.sends.is_empty()
             && self.tries.is_empty()
             && self.answers.is_empty()
+            && self.looks.is_empty()
             && self.held.is_empty()
             && self.arrived.is_empty()
             && self.effects.iter().all(noted)

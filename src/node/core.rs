@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::batch::{Batch, newest_rows_only};
 use super::chores::ACKS_MAX;
 use super::delivery::Tell;
-use super::order::{Answer, Arrival, Mail, Order, Outlets};
+use super::order::{Answer, Arrival, Look, Mail, Order, Outlets};
 use super::recovery::HELLO_EVERY;
 use super::rows::{self, Parcel};
 use super::sealer::{Early, Sealer};
@@ -235,10 +235,24 @@ impl Core {
                 if let Ok(mut counters) = self.outlets.counters.lock() {
                     counters.commits += u64::from(!parcels.is_empty());
                 }
+                let looks = std::mem::take(&mut batch.looks);
                 self.let_out(batch, parcels);
+                self.show(looks);
                 Ok(())
             }
-            Err(error) => self.recover(batch, error, again),
+            Err(error) => {
+                let looks = std::mem::take(&mut batch.looks);
+                self.recover(batch, error, again)?;
+                self.show(looks);
+                Ok(())
+            }
+        }
+    }
+
+    /// Nobody sees in memory what the store does not know.
+    fn show(&self, looks: Vec<Look>) {
+        for look in looks {
+            look(&self.node, &self.store);
         }
     }
 
@@ -281,7 +295,7 @@ impl Core {
                 self.delivered_due
                     .get_or_insert_with(|| Instant::now() + DELIVERED_WAIT);
             }
-            Mail::Query(look) => look(&self.node, &self.store),
+            Mail::Query(look) => batch.looks.push(look),
             Mail::Stop => {}
         }
         Ok(())

@@ -150,7 +150,8 @@ fn every_commit_fails_once(asker: bool) {
         let node = if asker { &pair.asker } else { &pair.worker };
         struck += usize::from(node.stderr().matches(refused).count() > before);
     }
-    assert!(struck >= 5, "only {struck} commits failed");
+    // Opening, acceptance, result, receipt: what nobody waits for goes with one of them.
+    assert!(struck >= 3, "only {struck} commits failed");
 }
 
 #[test]
