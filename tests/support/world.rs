@@ -389,8 +389,9 @@ impl Node {
 
     /// One call over the control socket, without the command line.
     pub(crate) fn call(&self, method: &str, params: Value) -> Value {
-        let mut stream =
-            std::os::unix::net::UnixStream::connect(self.home.join("legion.sock")).unwrap();
+        let socket = self.home.join("legion.sock");
+        let mut stream = std::os::unix::net::UnixStream::connect(socket)
+            .unwrap_or_else(|error| panic!("{error}: {}\n{}", self.fate(), self.stderr()));
         let request =
             serde_json::json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
         writeln!(stream, "{request}").unwrap();
