@@ -14,7 +14,7 @@ use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
@@ -36,6 +36,10 @@ const DRAIN: Duration = Duration::from_secs(2);
 
 /// How long accepting pauses when the system is out of descriptors.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// How long a held lock is waited for while no node listens on its home, and how often it is tried.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// What local commands ask of the node.
 pub trait ControlHandler: Send + Sync + 'static {
@@ -193,6 +197,12 @@ impl ControlStartError {
     }
 }
 
+/// Whether a node listens on this home.
+fn answers(home: &Home) -> bool {
+    let listens = |path: PathBuf| std::os::unix::net::UnixStream::connect(path).is_ok();
+    home.socket_candidates().into_iter().any(listens)
+}
+
 /// The right to run a node on a home. The system takes it back when the process ends, however it ends.
 #[derive(Debug)]
 pub struct HomeLock {
@@ -201,7 +211,8 @@ pub struct HomeLock {
 }
 
 impl HomeLock {
-    /// Takes the home's lock, before anything else in the home is opened.
+    /// Takes the home's lock, before anything else in the home is opened. Blocks for up to [`LOCK_WAIT`] while the lock is held and
+    /// nobody listens: a worker that a killed node was just starting holds copies of its descriptors until it ends, too.
     ///
     /// # Errors
     /// [`ControlStartError::AlreadyRunning`] when another process holds it.
@@ -219,15 +230,25 @@ impl HomeLock {
             .mode(0o600)
             .open(&path)
             .map_err(failed)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self {
-                _file: file,
-                home: home.clone(),
-            }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(ControlStartError::AlreadyRunning {
-                home: home.root().to_owned(),
-            }),
-            Err(error) => Err(failed(error.into())),
+        let until = Instant::now() + LOCK_WAIT;
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {
+                    return Ok(Self {
+                        _file: file,
+                        home: home.clone(),
+                    });
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < until && !answers(home) => {
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    return Err(ControlStartError::AlreadyRunning {
+                        home: home.root().to_owned(),
+                    });
+                }
+                Err(error) => return Err(failed(error.into())),
+            }
         }
     }
 }

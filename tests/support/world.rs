@@ -222,8 +222,9 @@ impl Node {
     /// The same with further arguments.
     pub(crate) fn up_with(&mut self, args: &[&str]) -> Value {
         let line = self.start(args);
-        serde_json::from_str(&line)
-            .unwrap_or_else(|_| panic!("no ready line; stderr: {}", self.stderr()))
+        let ready = serde_json::from_str(&line).ok();
+        let ready = ready.filter(|line: &Value| line["ready"] == true);
+        ready.unwrap_or_else(|| panic!("not ready: {line}; stderr: {}", self.stderr()))
     }
 
     /// The same for a node that may die on the way.

@@ -134,6 +134,23 @@ async fn a_second_node_on_one_home_is_refused_until_the_first_ends() {
     HomeLock::acquire(&running.home).unwrap();
 }
 
+/// A process that a killed node was starting holds the lock a moment longer than its node.
+#[test]
+fn a_lock_that_is_let_go_without_a_listener_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = Home::new(dir.path().to_owned());
+    let lingering = HomeLock::acquire(&home).unwrap();
+    let (tries, tried) = std::sync::mpsc::channel();
+    let waits = std::thread::spawn(move || {
+        tries.send(()).unwrap();
+        HomeLock::acquire(&home).map(drop)
+    });
+    tried.recv().unwrap();
+    std::thread::sleep(LOCK_PAUSE * 3);
+    drop(lingering);
+    assert!(waits.join().unwrap().is_ok());
+}
+
 #[tokio::test]
 async fn a_socket_that_a_killed_node_left_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
