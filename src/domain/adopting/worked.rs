@@ -134,7 +134,7 @@ impl Node {
                 let text = "the executor was restored from a backup that does not know this work";
                 self.fail_work(now, &key, LOST, text);
             }
-            _ if facts.canceled => {
+            _ if facts.canceled.is_some() => {
                 let result_by_ms = self.work.get(&key).map_or(now, |w| w.result_by_ms);
                 self.mark(&format!("{from}/{task}"), result_by_ms).canceled = true;
                 self.wind_up(now, &key, StopWhy::Canceled);
