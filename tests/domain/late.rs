@@ -1,7 +1,8 @@
 //! Peers that a restored node hears of only afterwards, and whoever says that it is one.
 
 use legiond::domain::recovering::Lineage;
-use legiond::domain::step::{Addressee, Input, Row, Step};
+use legiond::domain::step::{Addressee, Change, Input, Row, Step};
+use legiond::wire::entry::Act;
 use legiond::wire::log::{AwardLog, LogEntries, Named};
 use legiond::wire::message::{Body, News, Update};
 
@@ -215,4 +216,67 @@ fn a_payment_for_forgotten_work_is_taken() {
         account.posted_mc
     };
     assert_eq!((paid(0, 1), paid(1, 0)), (-3, 3));
+}
+
+/// Anybody can speak of an unknown task, and answer with awards of its own that were never made. Whoever does so in however many
+/// names fills nothing with them, and takes nobody else's turn.
+#[test]
+fn invented_awards_of_many_strangers_leave_room_for_whoever_was_forgotten() {
+    let mut hall = Hall::new(3);
+    let row = lineage(&hall);
+    let restored_ms = row.restored_ms;
+    hall.nodes[0].recall(Row::Lineage(row));
+    let (_, request) = hall.directed(3);
+    let Body::Request(award) = request else {
+        panic!("{request:?}")
+    };
+    let me = hall.npub(0);
+    let mut kept = 0;
+    for n in 1..1_200 {
+        let name = format!("{n:064x}");
+        assert_eq!(speaks(&mut hall, &name), 1, "{n}");
+        let mut entry = award.entry.clone();
+        (entry.author, entry.requester) = (name.clone(), name.clone());
+        (entry.key, entry.task) = (hall.policies[1].key.clone(), format!("{n:032x}"));
+        entry.hlc = (restored_ms - HOUR_MS) * 1024;
+        entry.what = Act::Awarded {
+            award_no: 1,
+            executor: me.clone(),
+            terms: "0".repeat(64),
+        };
+        let log = AwardLog {
+            award: Named {
+                requester: name.clone(),
+                task: entry.task.clone(),
+                award_no: 1,
+            },
+            entries: vec![entry],
+            terms: None,
+            proof: None,
+            evidence: None,
+            open: true,
+            withdrawn: false,
+            settle_by_ms: award.settle_by_ms,
+            unit_price_mc: 0,
+        };
+        let page = LogEntries {
+            restored_ms,
+            cursor: String::new(),
+            awards: vec![log],
+            next: None,
+            binding: hall.policies[1].binding.clone(),
+        };
+        let keys = Some(crate::sim::policy::bound(1));
+        let step = hall.hand_as(&name, 0, Body::Entries(Box::new(page)), keys);
+        assert_eq!(journaled(&step, "reconciled"), 1, "{step:?}");
+        let row = |c: &&Change| matches!(c, Change::Put(Row::Engagement(_) | Row::Mark(_)));
+        kept += step.changes.iter().filter(row).count();
+    }
+    assert_eq!(kept, 0, "nothing of it is kept");
+    let peer = hall.npub(2);
+    assert_eq!(
+        speaks(&mut hall, &peer),
+        1,
+        "whoever comes after them is asked"
+    );
 }

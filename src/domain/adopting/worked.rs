@@ -6,7 +6,7 @@ use crate::domain::engagement::{self, Engagement, Stage, StopWhy};
 use crate::domain::judging::blank_evidence;
 use crate::domain::ledger::{Event, State as Money};
 use crate::domain::mark::{DECLINED_MS, MARKS_PER_PEER_MAX};
-use crate::domain::recovering::LOST;
+use crate::domain::recovering::{Asked, LOST};
 use crate::domain::step::{Ms, Refused};
 use crate::wire::entry::Act;
 use crate::wire::log::AwardLog;
@@ -37,9 +37,11 @@ impl Node {
             if ours.is_none_or(|(at_ms, ..)| self.was_backed_up(*at_ms)) {
                 return Ok(false);
             }
-            // It takes one signature to invent one: only so many of them are remembered.
+            // It takes one signature to invent one: only so many of them are remembered, and none of a peer that was asked late,
+            // which anybody can become. Its awards are taken or declined as they come, for nothing waits for it.
             let told = self.recovery.as_ref().and_then(|r| r.peers.get(from));
-            if told.is_some_and(|asked| asked.adopted as usize >= MARKS_PER_PEER_MAX) {
+            let full = |asked: &Asked| asked.adopted as usize >= MARKS_PER_PEER_MAX;
+            if told.is_some_and(|asked| asked.late || full(asked)) {
                 return Ok(false);
             }
             if facts.gone.is_none() && log.open {
