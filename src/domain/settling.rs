@@ -183,6 +183,8 @@ impl Node {
         let Some(award) = job
             .award_mut(no)
             .filter(|a| !matches!(a.state, AwardState::Declined | AwardState::Delivered))
+            // After `settle_by` the lock is gone: no receipt is signed that the book does not hold.
+            .filter(|a| !matches!(a.money, Money::Committed | Money::RolledBack))
         else {
             return;
         };
