@@ -280,3 +280,37 @@ fn invented_awards_of_many_strangers_leave_room_for_whoever_was_forgotten() {
         "whoever comes after them is asked"
     );
 }
+
+/// Whoever answers without end is not asked again; nor does it stand in the way of others.
+#[test]
+fn an_answer_without_end_takes_nobody_else_s_turn() {
+    let mut hall = Hall::new(2);
+    let row = lineage(&hall);
+    let restored_ms = row.restored_ms;
+    hall.nodes[0].recall(Row::Lineage(row));
+    let peer = hall.npub(1);
+    assert_eq!(speaks(&mut hall, &peer), 1);
+    let (mut cursor, mut kept) = (String::new(), None);
+    for page in 0..3_000 {
+        let next = format!("l:{page:08}:0");
+        let body = LogEntries {
+            restored_ms,
+            cursor: std::mem::replace(&mut cursor, next.clone()),
+            awards: Vec::new(),
+            next: Some(next),
+            binding: hall.policies[1].binding.clone(),
+        };
+        let step = hall.hand(1, 0, Body::Entries(Box::new(body)));
+        if journaled(&step, "log_endless") > 0 {
+            kept = step.changes.into_iter().find_map(|change| match change {
+                Change::Put(Row::Lineage(lineage)) => Some(lineage),
+                _ => None,
+            });
+            break;
+        }
+    }
+    let kept = kept.expect("it is read to an end, and that is written down");
+    assert_eq!((kept.asked.contains(&peer), kept.asked_late), (true, 0));
+    hall.now += 2 * HOUR_MS;
+    assert_eq!(speaks(&mut hall, &peer), 0);
+}
