@@ -518,3 +518,91 @@ fn awards_that_nobody_took_do_not_fill_a_restored_node() {
     assert!(kept > 1_000, "they are remembered: {kept}");
     assert!(kept < 17_000, "{kept}");
 }
+
+/// The executor forgot that it was stopped. Where the award said that a cancel costs nothing nothing is claimed, and nobody is in dispute.
+#[test]
+fn a_stop_that_costs_nothing_is_not_claimed_after_a_restoration() {
+    use legiond::domain::Node;
+    use legiond::domain::engagement::Stage;
+    use legiond::domain::peer::Tier;
+    use legiond::domain::step::LaborNews;
+    use legiond::wire::log::{AwardLog, Named};
+
+    use super::pair::one;
+
+    for (on_cancel, known) in [
+        ("free", true),
+        ("free", false),
+        ("units", true),
+        ("units", false),
+    ] {
+        let mut hall = Hall::with(2, |_, policy| policy.on_cancel = on_cancel.into());
+        let (task, request) = hall.directed(5);
+        let Body::Request(award) = request.clone() else {
+            panic!("{request:?}")
+        };
+        let accept = one(&hall.hand(0, 1, request));
+        hall.hand(1, 0, accept.clone());
+        let key = format!("{}/{task}/1", hall.npub(0));
+        let saved = hall.nodes[1].work()[&key].clone();
+        let cancel = one(&hall.give(0, Input::Cancel { task: task.clone() }));
+        hall.hand(0, 1, cancel.clone());
+        let news = LaborNews::Stopped {
+            units_done: 2,
+            bytes: vec![1],
+            executed: 2,
+        };
+        let name = key.clone();
+        let stopped = one(&hall.give(1, Input::Labor { key: name, news }));
+        let owed = on_cancel == "units";
+        hall.nodes[1] = Node::new(hall.policies[1].clone());
+        hall.trust(1, 0, Tier::Trusted);
+        hall.meet(1, 0);
+        if known {
+            hall.nodes[1].recall(Row::Engagement(Box::new(saved)));
+        }
+        hall.nodes[1].recall(Row::Lineage(Lineage::restored(hall.now, Vec::new())));
+        hall.nodes[1].recall(Row::Recovery(Box::new(Recovery {
+            since_ms: hall.now,
+            restored_ms: hall.now,
+            open: true,
+            ..Recovery::default()
+        })));
+        hall.give(1, Input::Started);
+        let entries = [&accept, &cancel, &stopped].map(|body| body.entry().unwrap().clone());
+        let log = AwardLog {
+            award: Named {
+                requester: hall.npub(0),
+                task,
+                award_no: 1,
+            },
+            entries: [vec![award.entry.clone()], entries.to_vec()].concat(),
+            terms: None,
+            proof: None,
+            evidence: None,
+            // What it owes it has not paid yet; what it does not owe is over.
+            open: owed,
+            withdrawn: false,
+            settle_by_ms: award.settle_by_ms,
+            unit_price_mc: 1,
+        };
+        let page = LogEntries {
+            restored_ms: hall.now,
+            cursor: String::new(),
+            awards: vec![log],
+            next: None,
+            binding: hall.policies[0].binding.clone(),
+        };
+        let step = hall.hand(0, 1, Body::Entries(Box::new(page)));
+        assert_eq!(journaled(&step, "adopted"), 1, "{step:?}");
+        let work = &hall.nodes[1].work()[&key];
+        let case = format!("{on_cancel} {known}");
+        let wanted = if owed { Stage::Finished } else { Stage::Ended };
+        assert_eq!(work.stage, wanted, "{case}");
+        if owed {
+            assert_eq!(work.claim_mc(), 2, "{case}");
+        }
+        let locks = hall.nodes[1].ledger().locks().count();
+        assert_eq!(locks, usize::from(owed), "{case}");
+    }
+}

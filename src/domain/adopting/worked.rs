@@ -12,7 +12,7 @@ use crate::wire::entry::Act;
 use crate::wire::log::AwardLog;
 use crate::wire::market::Decline;
 use crate::wire::message::Body;
-use crate::wire::proof::Proof;
+use crate::wire::proof::{Hop, Proof};
 
 impl Node {
     pub(super) fn adopt_worked(
@@ -114,7 +114,7 @@ impl Node {
                 }
             }
             _ if let Some((units, hops)) = &facts.stopped
-                && (!hops.is_empty() || (*units > 0 && (known || log.unit_price_mc > 0))) =>
+                && self.is_owed(&key, log, known, (*units, hops)) =>
             {
                 // What it pays it signs for; a price that it names too low is one that it says to itself.
                 if let Some(work) = self.work.get_mut(&key) {
@@ -146,6 +146,22 @@ impl Node {
             }
             _ => {}
         }
+    }
+
+    /// Whether a stop that we signed earned anything. Hops are in it only where the award said so; what else it said of a cancel, if that
+    /// is forgotten, is the requester's word, as its price is.
+    fn is_owed(
+        &self,
+        key: &str,
+        log: &AwardLog,
+        known: bool,
+        (units, hops): (u32, &[Hop]),
+    ) -> bool {
+        let agreed = match known {
+            true => self.work.get(key).is_some_and(|w| w.on_cancel == "units"),
+            false => log.open && log.unit_price_mc > 0,
+        };
+        !log.withdrawn && (!hops.is_empty() || (units > 0 && agreed))
     }
 
     /// A refusal that may have been judged before the home was lost: its evidence is judged anew, where the peer still has it.
