@@ -606,3 +606,90 @@ fn a_stop_that_costs_nothing_is_not_claimed_after_a_restoration() {
         assert_eq!(locks, usize::from(owed), "{case}");
     }
 }
+
+/// The executor forgot a job of which it had delegated a part: that its price has hops is no fault that a refusal could name.
+#[test]
+fn hops_of_a_forgotten_job_are_no_miscount() {
+    use legiond::domain::Node;
+    use legiond::domain::engagement::Stage;
+    use legiond::domain::peer::Tier;
+    use legiond::wire::entry::Act;
+    use legiond::wire::log::{AwardLog, Named};
+    use legiond::wire::message::{News, Refusal};
+
+    use super::hops::{BUDGET_MC, UNITS, answered};
+    use super::pair::one;
+
+    let mut hall = Hall::with(3, |at, policy| {
+        policy.skills[0].hop_budget_mc = if at == 1 { BUDGET_MC } else { 0 };
+    });
+    let (key, ..) = answered(&mut hall);
+    let before = hall.nodes[1].work()[&key].clone();
+    let Body::Update(update) = one(&hall.finish(1, &key, UNITS)) else {
+        panic!("a result")
+    };
+    let News::Completed(result) = &update.news else {
+        panic!("{update:?}")
+    };
+    assert_eq!(result.proof.hops.len(), 1);
+    let mut accepted = result.entry.clone();
+    (accepted.seq, accepted.what) = (
+        1,
+        Act::Accepted {
+            award_no: 1,
+            total_mc: before.total_mc,
+        },
+    );
+    hall.nodes[1] = Node::new(hall.policies[1].clone());
+    hall.trust(1, 0, Tier::Trusted);
+    hall.meet(1, 0);
+    hall.nodes[1].recall(Row::Recovery(Box::new(Recovery {
+        since_ms: hall.now,
+        restored_ms: hall.now,
+        open: true,
+        ..Recovery::default()
+    })));
+    hall.give(1, Input::Started);
+    let log = AwardLog {
+        award: Named {
+            requester: hall.npub(0),
+            task: before.task.clone(),
+            award_no: 1,
+        },
+        entries: vec![accepted, result.entry.clone()],
+        terms: None,
+        proof: Some(result.proof.clone()),
+        evidence: None,
+        open: true,
+        withdrawn: false,
+        settle_by_ms: before.settle_by_ms,
+        unit_price_mc: before.unit_price_mc,
+    };
+    let page = LogEntries {
+        restored_ms: hall.now,
+        cursor: String::new(),
+        awards: vec![log],
+        next: None,
+        binding: hall.policies[0].binding.clone(),
+    };
+    hall.hand(0, 1, Body::Entries(Box::new(page)));
+    assert_eq!(hall.nodes[1].work()[&key].stage, Stage::Finished);
+    hall.give(1, Input::CaughtUp { online: true });
+    let evidence = super::pair::fault("cost_mismatch");
+    let mut entry = result.entry.clone();
+    (entry.author, entry.key, entry.seq) = (hall.npub(0), hall.policies[0].key.clone(), 7);
+    entry.what = Act::Refused {
+        award_no: 1,
+        proof: result.proof.hash().unwrap(),
+        evidence: evidence.hash().unwrap(),
+        code: evidence.code.clone(),
+    };
+    let refusal = Refusal {
+        task: before.task,
+        award_no: 1,
+        evidence,
+        entry,
+    };
+    hall.hand(0, 1, Body::Refusal(Box::new(refusal)));
+    assert_eq!(hall.nodes[1].work()[&key].stage, Stage::Disputed);
+}

@@ -233,6 +233,8 @@ impl Node {
         work.units = proof.units;
         work.units_done = proof.units;
         work.unit_price_mc = proof.unit_price_mc;
+        // We signed it: it is within what was agreed.
+        work.hops_mc = work.hops_mc.max(proof.hops_mc().unwrap_or(0));
         work.started_ms = work.started_ms.max(proof.started_ms);
         work.proof = Some(proof);
         self.lock_work(now, &key, total_mc);
