@@ -530,11 +530,15 @@ fn a_stop_that_costs_nothing_is_not_claimed_after_a_restoration() {
 
     use super::pair::one;
 
-    for (on_cancel, known) in [
-        ("free", true),
-        ("free", false),
-        ("units", true),
-        ("units", false),
+    for (on_cancel, known, paid_mc) in [
+        ("free", true, None),
+        ("free", false, None),
+        ("units", true, None),
+        ("units", false, None),
+        // Less than what is known to be owed settles nothing.
+        ("units", true, Some(1)),
+        ("units", true, Some(2)),
+        ("units", false, Some(2)),
     ] {
         let mut hall = Hall::with(2, |_, policy| policy.on_cancel = on_cancel.into());
         let (task, request) = hall.directed(5);
@@ -554,7 +558,7 @@ fn a_stop_that_costs_nothing_is_not_claimed_after_a_restoration() {
         };
         let name = key.clone();
         let stopped = one(&hall.give(1, Input::Labor { key: name, news }));
-        let owed = on_cancel == "units";
+        let owed = on_cancel == "units" && paid_mc != Some(2);
         hall.nodes[1] = Node::new(hall.policies[1].clone());
         hall.trust(1, 0, Tier::Trusted);
         hall.meet(1, 0);
@@ -570,13 +574,28 @@ fn a_stop_that_costs_nothing_is_not_claimed_after_a_restoration() {
         })));
         hall.give(1, Input::Started);
         let entries = [&accept, &cancel, &stopped].map(|body| body.entry().unwrap().clone());
+        let paid = paid_mc.map(|cost_mc| {
+            let mut entry = cancel.entry().unwrap().clone();
+            entry.seq += 1;
+            entry.what = legiond::wire::entry::Act::Paid {
+                award_no: 1,
+                cost_mc,
+                proof: String::new(),
+                quality_bp: None,
+            };
+            entry
+        });
         let log = AwardLog {
             award: Named {
                 requester: hall.npub(0),
                 task,
                 award_no: 1,
             },
-            entries: [vec![award.entry.clone()], entries.to_vec()].concat(),
+            entries: [vec![award.entry.clone()], entries.to_vec()]
+                .concat()
+                .into_iter()
+                .chain(paid)
+                .collect(),
             terms: None,
             proof: None,
             evidence: None,
@@ -596,7 +615,7 @@ fn a_stop_that_costs_nothing_is_not_claimed_after_a_restoration() {
         let step = hall.hand(0, 1, Body::Entries(Box::new(page)));
         assert_eq!(journaled(&step, "adopted"), 1, "{step:?}");
         let work = &hall.nodes[1].work()[&key];
-        let case = format!("{on_cancel} {known}");
+        let case = format!("{on_cancel} {known} {paid_mc:?}");
         let wanted = if owed { Stage::Finished } else { Stage::Ended };
         assert_eq!(work.stage, wanted, "{case}");
         if owed {
@@ -604,6 +623,9 @@ fn a_stop_that_costs_nothing_is_not_claimed_after_a_restoration() {
         }
         let locks = hall.nodes[1].ledger().locks().count();
         assert_eq!(locks, usize::from(owed), "{case}");
+        let account = hall.nodes[1].ledger().account(&hall.npub(0));
+        let posted_mc = if paid_mc == Some(2) { 2 } else { 0 };
+        assert_eq!(account.posted_mc, posted_mc, "{case}");
     }
 }
 

@@ -93,12 +93,15 @@ impl Node {
             "" => facts.stopped.is_some(),
             hash => facts.completed.as_deref() == Some(hash),
         };
-        let claimed = proof.as_ref().map(|p| p.cost_mc);
+        let claimed = |hash: &str| match hash {
+            "" => self.stop_claim_mc(&key, facts).filter(|_| known),
+            _ => proof.as_ref().map(|p| p.cost_mc),
+        };
         match &facts.paid {
             Some((cost_mc, hash, _))
                 if earned(hash)
                     && *cost_mc <= total_mc
-                    && claimed.is_none_or(|claim| claim == *cost_mc || hash.is_empty()) =>
+                    && claimed(hash).is_none_or(|claim| claim == *cost_mc) =>
             {
                 self.lock_work(now, &key, total_mc);
                 self.move_work_money(now, &key, Event::Receipt, *cost_mc);
@@ -146,6 +149,18 @@ impl Node {
             }
             _ => {}
         }
+    }
+
+    /// What a stop that we signed came to, by the price of the work here.
+    fn stop_claim_mc(&self, key: &str, facts: &Facts) -> Option<u64> {
+        let (units, hops) = facts.stopped.clone()?;
+        let stopped = Engagement {
+            units_done: units,
+            stopped_hops: hops,
+            proof: None,
+            ..self.work.get(key)?.clone()
+        };
+        Some(stopped.claim_mc())
     }
 
     /// Whether a stop that we signed earned anything. Hops are in it only where the award said so; what else it said of a cancel, if that
