@@ -143,20 +143,24 @@ impl Node {
                 "the input is not the one that was committed to",
             ));
         }
-        let plan = planned(incoming, award)?;
-        self.fits(plan.output_bytes_max)?;
-        self.admits_chain(&award.via)?;
         let from = incoming.from.clone();
         let bid = matches!(incoming.body, Body::Award(_));
-        let deal = self.would_do(
-            now,
-            &from,
-            &award.skill,
-            plan.units,
-            Agreed::of(award, bid),
-            award.max_price_mc,
-        )?;
-        self.turn(now, &from, &award.skill)?;
+        let deal_for = |units: u32| {
+            let (agreed, most_mc) = (Agreed::of(award, bid), award.max_price_mc);
+            let deal = self.would_do(now, &from, &award.skill, units, agreed, most_mc)?;
+            self.turn(now, &from, &award.skill)?;
+            Ok(deal)
+        };
+        let plan = match planned(incoming, award) {
+            // As for an offer: which models this machine has is told to those alone whom it would work for.
+            Err(lacking) if lacking.code == "model_missing" => {
+                return deal_for(award.units.max(1)).and(Err(lacking));
+            }
+            plan => plan?,
+        };
+        self.fits(plan.output_bytes_max)?;
+        self.admits_chain(&award.via)?;
+        let deal = deal_for(plan.units)?;
         self.peers
             .entry(from.clone())
             .or_insert_with(|| super::peer::Peer::stranger(&from))

@@ -33,8 +33,8 @@ struct Facts {
     stopped: Option<(u32, Vec<Hop>)>,
     /// By the executor: hash of the proof.
     completed: Option<String>,
-    /// By the requester.
-    canceled: bool,
+    /// By the requester: when.
+    canceled: Option<Ms>,
     /// By the requester: cost, hash of the proof, quality.
     paid: Option<(u64, String, Option<u32>)>,
     /// By the requester: why, and the hash of its evidence.
@@ -46,7 +46,7 @@ impl Facts {
     fn note(&mut self, entry: &Entry, no: u32, by_requester: bool) {
         let at_ms = entry.hlc / 1024;
         match (&entry.what, by_requester) {
-            (Act::Canceled, true) => self.canceled = true,
+            (Act::Canceled, true) => self.canceled = self.canceled.or(Some(at_ms)),
             (
                 Act::Awarded {
                     award_no,

@@ -19,6 +19,10 @@ pub(super) const CYCLE: &str = "delegation_cycle";
 const RESERVE_SHARE: Ms = 10;
 const RESERVE_MAX_MS: Ms = 60_000;
 
+/// Jobs of ours with which one offer is compared: each costs a hash, and whoever floods a pool with offers pays less for one of
+/// them. In a node that has more jobs it is the award, whose chain is not veiled, that shows the other cycles.
+const VEILS_MAX: usize = 128;
+
 /// Who wants a task of ours, if it is not the owner.
 #[derive(Default)]
 pub(super) struct Origin {
@@ -58,8 +62,8 @@ impl Node {
             let veil = market::veil(link, from, task);
             veil.is_ok_and(|veil| via.contains(&veil))
         };
-        let mut live = self.links.iter().filter(|(_, task)| self.awaits_job(task));
-        if live.any(|(link, _)| known(link)) {
+        let live = self.links.iter().filter(|(_, task)| self.awaits_job(task));
+        if live.take(VEILS_MAX).any(|(link, _)| known(link)) {
             return Err(circular());
         }
         Ok(())

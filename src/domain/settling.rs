@@ -164,14 +164,17 @@ impl Node {
         useful_units: u32,
         hops: &[Hop],
     ) {
-        let setting = self.policy.on_cancel.clone();
+        let (setting, skew_ms) = (self.policy.on_cancel.clone(), self.policy.skew_ms);
         let Some(job) = self.jobs.get_mut(task) else {
             return;
         };
         let withdrawn =
             (job.awards.iter()).any(|a| a.no == no && a.state == AwardState::Superseded);
-        if withdrawn || !job.state.is_final() {
-            // Nobody asked it to stop, or the award was withdrawn before: nothing is owed.
+        // Whoever had not delivered by the deadline is asked to stop as well, and has earned nothing.
+        let over_ms = job.deadline_ms.saturating_add(skew_ms);
+        let canceled = job.state == TaskState::Canceled && job.marks.ended_ms < over_ms;
+        if withdrawn || !canceled {
+            // Nobody asked it to stop while it had time, or the award was withdrawn before: nothing is owed.
             let reason = Reason::new("stopped", "the executor stopped, and nothing is owed");
             self.award_gone(now, task, no, reason);
             return;
@@ -180,6 +183,8 @@ impl Node {
         let Some(award) = job
             .award_mut(no)
             .filter(|a| !matches!(a.state, AwardState::Declined | AwardState::Delivered))
+            // After `settle_by` the lock is gone: no receipt is signed that the book does not hold.
+            .filter(|a| !matches!(a.money, Money::Committed | Money::RolledBack))
         else {
             return;
         };

@@ -6,12 +6,14 @@ use legiond::domain::job::{Route, TaskState};
 use legiond::domain::ledger::Side;
 use legiond::domain::step::{Input, LaborNews, Row, Step};
 use legiond::wire::entry::{Act, Entry};
+use legiond::wire::log::{AwardLog, LogEntries, Named};
 use legiond::wire::market::Withdraw;
-use legiond::wire::message::{Body, News, Receipt};
+use legiond::wire::message::{Body, Cancel, News, Receipt};
 use legiond::wire::proof::Hop;
 
 use super::hops::{self, BUDGET_MC, PART_UNITS, UNITS, body, work};
-use super::pair::{Hall, dropped, letters, one};
+use super::pair::{Hall, dropped, journaled, letters, one};
+use super::restored::restored;
 
 const PART_MC: u64 = PART_UNITS as u64;
 
@@ -283,4 +285,92 @@ fn where_no_hops_are_owed_none_are_named() {
     body(&step, |b| matches!(b, Body::Offer(_)));
     hall.give(1, Input::Cancel { task });
     assert_ne!(work(&hall, 1, &key).stage, Stage::Closing);
+}
+
+/// 0 has canceled its directed job at `at_ms`, 1 claims 3 units from before the deadline, and 0 is restored from a backup that holds nothing of
+/// that: not the acceptance, and unless `known` not the award. It hears what 1 holds; with the key at 1, and what 0 does then.
+fn canceled_and_forgotten(hall: &mut Hall, known: bool, at_ms: u64) -> (String, Step) {
+    let (task, request) = hall.directed(UNITS);
+    let Body::Request(award) = request.clone() else {
+        panic!("{request:?}")
+    };
+    let accept = one(&hall.hand(0, 1, request));
+    let key = format!("{}/{task}/1", hall.npub(0));
+    let mut canceled = award.entry.clone();
+    (canceled.seq, canceled.hlc) = (canceled.seq + 1, at_ms * 1024);
+    canceled.what = Act::Canceled;
+    let entry = canceled.clone();
+    let body = Body::Cancel(Box::new(Cancel {
+        task: task.clone(),
+        entry,
+    }));
+    hall.hand(0, 1, body);
+    let (stopped, ..) = said_stopped(&stop(hall, 1, &key, 3));
+    hall.now = hall.now.max(at_ms);
+    if !known {
+        hall.nodes[0] = Node::new(hall.policies[0].clone());
+        hall.trust(0, 1, legiond::domain::peer::Tier::Trusted);
+        hall.meet(0, 1);
+    }
+    restored(hall);
+    let theirs = [&accept, &stopped].map(|body| body.entry().unwrap().clone());
+    let log = AwardLog {
+        award: Named {
+            requester: hall.npub(0),
+            task,
+            award_no: 1,
+        },
+        entries: [award.entry.clone(), canceled]
+            .into_iter()
+            .chain(theirs)
+            .collect(),
+        terms: Some(award.terms()),
+        proof: None,
+        evidence: None,
+        open: true,
+        withdrawn: false,
+        settle_by_ms: award.settle_by_ms,
+        unit_price_mc: work(hall, 1, &key).unit_price_mc,
+    };
+    let page = LogEntries {
+        restored_ms: hall.now,
+        cursor: String::new(),
+        awards: vec![log],
+        next: None,
+        binding: hall.policies[1].binding.clone(),
+    };
+    let step = hall.hand(1, 0, Body::Entries(Box::new(page)));
+    assert_eq!(journaled(&step, "adopted"), 1, "{step:?}");
+    (key, step)
+}
+
+/// The acceptance of a directed job signs units and budget as one sum: units are not paid at a share of the budget.
+#[test]
+fn a_restored_requester_pays_what_was_agreed() {
+    for known in [true, false] {
+        let mut hall = hall();
+        let now = hall.now;
+        let (key, step) = canceled_and_forgotten(&mut hall, known, now);
+        let receipt = body(&step, |b| matches!(b, Body::Receipt(_)));
+        hall.hand(0, 1, receipt);
+        assert_eq!(work(&hall, 1, &key).end.as_deref(), Some("paid"), "{known}");
+        let account = hall.nodes[0].ledger().account(&hall.npub(1));
+        assert_eq!(account.posted_mc, -3, "{known}");
+        assert_eq!(hall.nodes[0].ledger().locks().count(), 0, "{known}");
+    }
+}
+
+/// What was canceled because its time was over is not owed after a restoration either.
+#[test]
+fn a_restored_requester_owes_nothing_for_a_missed_deadline() {
+    for known in [true, false] {
+        let mut hall = hall();
+        let at_ms = hall.now + 60_000 + hall.policies[0].skew_ms;
+        let (_, step) = canceled_and_forgotten(&mut hall, known, at_ms);
+        let paid = |(_, body): &(_, Body)| matches!(body, Body::Receipt(_));
+        assert!(!letters(&step).iter().any(paid), "{known}: {step:?}");
+        let account = hall.nodes[0].ledger().account(&hall.npub(1));
+        assert_eq!(account.posted_mc, 0, "{known}");
+        assert_eq!(hall.nodes[0].ledger().locks().count(), 0, "{known}");
+    }
 }

@@ -81,6 +81,45 @@ fn a_superseded_award_is_not_paid_for_units_beside_the_result() {
     assert_eq!(hall.job(0, &task).awards[0].money, State::RolledBack);
 }
 
+/// Whoever has delivered nothing by the deadline is asked to stop like anybody else; what it then says that it has done earns nothing.
+#[test]
+fn a_missed_deadline_is_not_paid_as_a_cancel() {
+    for late in [false, true] {
+        let mut hall = units_on_cancel(2);
+        let task = hall.accepted(8);
+        let step = if late {
+            hall.wait(0, 60_000 + hall.policies[0].skew_ms)
+        } else {
+            hall.give(0, Input::Cancel { task: task.clone() })
+        };
+        assert!(matches!(one(&step), Body::Cancel(_)), "{step:?}");
+        let claim = stopped(&hall, 1, &task, 1, 8);
+        let step = hall.hand(1, 0, claim);
+        assert_eq!(letters(&step).is_empty(), late, "{step:?}");
+        let account = hall.nodes[0].ledger().account(&hall.npub(1));
+        let owed = if late { 0 } else { -8 };
+        assert_eq!((account.posted_mc, account.pending_we_owe_mc), (owed, 0));
+        assert!(hall.nodes[0].quiescent());
+    }
+}
+
+/// A receipt says what the book says: for a lock that was released at `settle_by` there is none, however late the executor speaks.
+#[test]
+fn a_stop_after_the_lock_was_released_is_not_signed_for() {
+    let mut hall = units_on_cancel(2);
+    let task = hall.accepted(8);
+    hall.give(0, Input::Cancel { task: task.clone() });
+    hall.now = hall.job(0, &task).awards[0].settle_by_ms;
+    hall.give(0, Input::CaughtUp { online: true });
+    hall.give(0, Input::Tick);
+    assert_eq!(hall.job(0, &task).awards[0].money, State::RolledBack);
+    let claim = stopped(&hall, 1, &task, 1, 8);
+    let step = hall.hand(1, 0, claim);
+    assert!(letters(&step).is_empty(), "{step:?}");
+    let account = hall.nodes[0].ledger().account(&hall.npub(1));
+    assert_eq!((account.posted_mc, hall.job(0, &task).cost_mc), (0, 0));
+}
+
 /// A cancel that overtakes the withdrawal before it leaves both books alike: a withdrawn award earns nothing.
 #[test]
 fn a_stop_before_the_withdrawal_is_seen_leaves_both_books_alike() {

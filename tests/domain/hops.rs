@@ -745,3 +745,37 @@ fn the_requester_of_a_job_gets_no_part_of_it() {
             .any(|(_, b)| matches!(b, Body::Request(_)))
     );
 }
+
+/// Comparing an offer with a job of ours costs more than making the offer: a busy node does so for some of its jobs, and finds the
+/// rest of the cycles when it is awarded one.
+#[test]
+fn a_busy_node_compares_an_offer_with_some_of_its_jobs_and_an_award_with_all() {
+    let mut hall = hall();
+    let (_, _, offer) = waiting(&mut hall);
+    let Body::Offer(offer) = offer else {
+        panic!("an offer")
+    };
+    let route = Route::Peer(hall.npub(2));
+    let jobs: Vec<_> = (0..300)
+        .map(|_| hall.ask(0, 1, route.clone(), 600_000).0)
+        .collect();
+    let mut seen = 0;
+    for (n, job) in jobs.iter().enumerate() {
+        let link = link(&hall.job(0, job).salt).unwrap();
+        let mut letter = offer.clone();
+        letter.task = format!("{n:032x}");
+        letter.via = vec![veil(&link, &hall.npub(1), &letter.task).unwrap()];
+        let said = one(&hall.hand(1, 0, Body::Offer(letter)));
+        seen += usize::from(matches!(&said, Body::Decline(d) if d.code == "delegation_cycle"));
+        if n % 50 == 0 {
+            let (_, step) = hall.ask(1, 1, Route::Peer(hall.npub(0)), 600_000);
+            let Body::Request(mut award) = one(&step) else {
+                panic!("{step:?}")
+            };
+            award.via = vec![link];
+            let said = one(&hall.hand(1, 0, Body::Request(award)));
+            assert!(matches!(&said, Body::Decline(d) if d.code == "delegation_cycle"));
+        }
+    }
+    assert!((100..=128).contains(&seen), "{seen}");
+}

@@ -3,11 +3,15 @@
 use legiond::domain::engagement::Stage;
 use legiond::domain::job::{Phase, Route, TaskState};
 use legiond::domain::ledger::{AMOUNT_MAX_MC, State};
-use legiond::domain::step::Effect;
+use legiond::domain::peer::Tier;
+use legiond::domain::step::{Effect, Incoming, Input, Refused};
 use legiond::wire::entry::Act;
 use legiond::wire::market::{Award, Bid};
 use legiond::wire::message::{Body, News, Receipt, Update, WorkResult};
 use legiond::wire::proof::Evidence;
+
+use crate::sim::policy::bound;
+use crate::sim::world::plan;
 
 use super::pair::{Hall, dropped, fault, journaled, letters, one};
 
@@ -20,6 +24,37 @@ fn refused(hall: &mut Hall, from: usize, to: usize, body: Body, code: &str) {
     assert!(letters(&step).is_empty(), "nothing is answered: {code}");
     assert!(step.changes.is_empty(), "{code}: {:?}", step.changes);
     assert!(hall.snapshot(to) == before, "nothing has changed: {code}");
+}
+
+/// Whoever would be declined anyway cannot find out which models are here by asking for them.
+#[test]
+fn what_a_machine_lacks_is_not_told_to_a_stranger() {
+    for (tier, told) in [(Tier::Trusted, true), (Tier::Stranger, false)] {
+        let mut hall = Hall::new(2);
+        hall.trust(1, 0, tier);
+        let mut codes = Vec::new();
+        for lacks in [true, false] {
+            let (_, request) = hall.directed(3);
+            let lacking = Refused::new("model_missing", "there is no such model here");
+            let incoming = Incoming {
+                from: hall.npub(0),
+                plan: lacks.then_some(Err(lacking)).or(match &request {
+                    Body::Request(award) => Some(plan(&award.input)),
+                    _ => None,
+                }),
+                body: request,
+                pool: None,
+                keys: Some(bound(0)),
+            };
+            let step = hall.give(1, Input::Message(Box::new(incoming)));
+            codes.push(match one(&step) {
+                Body::Decline(decline) => decline.code,
+                other => other.method().to_owned(),
+            });
+        }
+        assert_eq!(codes[0] == "model_missing", told, "{codes:?}");
+        assert_eq!(codes[0] == codes[1], !told, "{codes:?}");
+    }
 }
 
 fn result_of(body: &Body) -> Update {

@@ -1,7 +1,8 @@
 //! Peers that a restored node hears of only afterwards, and whoever says that it is one.
 
 use legiond::domain::recovering::Lineage;
-use legiond::domain::step::{Addressee, Input, Row, Step};
+use legiond::domain::step::{Addressee, Change, Input, Row, Step};
+use legiond::wire::entry::Act;
 use legiond::wire::log::{AwardLog, LogEntries, Named};
 use legiond::wire::message::{Body, News, Update};
 
@@ -215,4 +216,101 @@ fn a_payment_for_forgotten_work_is_taken() {
         account.posted_mc
     };
     assert_eq!((paid(0, 1), paid(1, 0)), (-3, 3));
+}
+
+/// Anybody can speak of an unknown task, and answer with awards of its own that were never made. Whoever does so in however many
+/// names fills nothing with them, and takes nobody else's turn.
+#[test]
+fn invented_awards_of_many_strangers_leave_room_for_whoever_was_forgotten() {
+    let mut hall = Hall::new(3);
+    let row = lineage(&hall);
+    let restored_ms = row.restored_ms;
+    hall.nodes[0].recall(Row::Lineage(row));
+    let (_, request) = hall.directed(3);
+    let Body::Request(award) = request else {
+        panic!("{request:?}")
+    };
+    let me = hall.npub(0);
+    let mut kept = 0;
+    for n in 1..1_200 {
+        let name = format!("{n:064x}");
+        assert_eq!(speaks(&mut hall, &name), 1, "{n}");
+        let mut entry = award.entry.clone();
+        (entry.author, entry.requester) = (name.clone(), name.clone());
+        (entry.key, entry.task) = (hall.policies[1].key.clone(), format!("{n:032x}"));
+        entry.hlc = (restored_ms - HOUR_MS) * 1024;
+        entry.what = Act::Awarded {
+            award_no: 1,
+            executor: me.clone(),
+            terms: "0".repeat(64),
+        };
+        let log = AwardLog {
+            award: Named {
+                requester: name.clone(),
+                task: entry.task.clone(),
+                award_no: 1,
+            },
+            entries: vec![entry],
+            terms: None,
+            proof: None,
+            evidence: None,
+            open: true,
+            withdrawn: false,
+            settle_by_ms: award.settle_by_ms,
+            unit_price_mc: 0,
+        };
+        let page = LogEntries {
+            restored_ms,
+            cursor: String::new(),
+            awards: vec![log],
+            next: None,
+            binding: hall.policies[1].binding.clone(),
+        };
+        let keys = Some(crate::sim::policy::bound(1));
+        let step = hall.hand_as(&name, 0, Body::Entries(Box::new(page)), keys);
+        assert_eq!(journaled(&step, "reconciled"), 1, "{step:?}");
+        let row = |c: &&Change| matches!(c, Change::Put(Row::Engagement(_) | Row::Mark(_)));
+        kept += step.changes.iter().filter(row).count();
+    }
+    assert_eq!(kept, 0, "nothing of it is kept");
+    let peer = hall.npub(2);
+    assert_eq!(
+        speaks(&mut hall, &peer),
+        1,
+        "whoever comes after them is asked"
+    );
+}
+
+/// Whoever answers without end is not asked again; nor does it stand in the way of others.
+#[test]
+fn an_answer_without_end_takes_nobody_else_s_turn() {
+    let mut hall = Hall::new(2);
+    let row = lineage(&hall);
+    let restored_ms = row.restored_ms;
+    hall.nodes[0].recall(Row::Lineage(row));
+    let peer = hall.npub(1);
+    assert_eq!(speaks(&mut hall, &peer), 1);
+    let (mut cursor, mut kept) = (String::new(), None);
+    for page in 0..3_000 {
+        let next = format!("l:{page:08}:0");
+        let body = LogEntries {
+            restored_ms,
+            cursor: std::mem::replace(&mut cursor, next.clone()),
+            awards: Vec::new(),
+            next: Some(next),
+            binding: hall.policies[1].binding.clone(),
+        };
+        let step = hall.hand(1, 0, Body::Entries(Box::new(body)));
+        if journaled(&step, "log_endless") > 0 {
+            kept = step.changes.into_iter().find_map(|change| match change {
+                Change::Put(Row::Lineage(lineage)) => Some(lineage),
+                _ => None,
+            });
+            break;
+        }
+    }
+    let kept = kept.expect("it is read to an end, and that is written down");
+    assert_eq!((kept.asked.contains(&peer), kept.asked_late), (true, 0));
+    hall.now += 2 * HOUR_MS;
+    assert_eq!(speaks(&mut hall, &peer), 0);
 }

@@ -518,3 +518,200 @@ fn awards_that_nobody_took_do_not_fill_a_restored_node() {
     assert!(kept > 1_000, "they are remembered: {kept}");
     assert!(kept < 17_000, "{kept}");
 }
+
+/// The executor forgot that it was stopped. Where the award said that a cancel costs nothing nothing is claimed, and nobody is in dispute.
+#[test]
+fn a_stop_that_costs_nothing_is_not_claimed_after_a_restoration() {
+    use legiond::domain::Node;
+    use legiond::domain::engagement::Stage;
+    use legiond::domain::peer::Tier;
+    use legiond::domain::step::LaborNews;
+    use legiond::wire::log::{AwardLog, Named};
+
+    use super::pair::one;
+
+    for (on_cancel, known, paid_mc) in [
+        ("free", true, None),
+        ("free", false, None),
+        ("units", true, None),
+        ("units", false, None),
+        // Less than what is known to be owed settles nothing.
+        ("units", true, Some(1)),
+        ("units", true, Some(2)),
+        ("units", false, Some(2)),
+    ] {
+        let mut hall = Hall::with(2, |_, policy| policy.on_cancel = on_cancel.into());
+        let (task, request) = hall.directed(5);
+        let Body::Request(award) = request.clone() else {
+            panic!("{request:?}")
+        };
+        let accept = one(&hall.hand(0, 1, request));
+        hall.hand(1, 0, accept.clone());
+        let key = format!("{}/{task}/1", hall.npub(0));
+        let saved = hall.nodes[1].work()[&key].clone();
+        let cancel = one(&hall.give(0, Input::Cancel { task: task.clone() }));
+        hall.hand(0, 1, cancel.clone());
+        let news = LaborNews::Stopped {
+            units_done: 2,
+            bytes: vec![1],
+            executed: 2,
+        };
+        let name = key.clone();
+        let stopped = one(&hall.give(1, Input::Labor { key: name, news }));
+        let owed = on_cancel == "units" && paid_mc != Some(2);
+        hall.nodes[1] = Node::new(hall.policies[1].clone());
+        hall.trust(1, 0, Tier::Trusted);
+        hall.meet(1, 0);
+        if known {
+            hall.nodes[1].recall(Row::Engagement(Box::new(saved)));
+        }
+        hall.nodes[1].recall(Row::Lineage(Lineage::restored(hall.now, Vec::new())));
+        hall.nodes[1].recall(Row::Recovery(Box::new(Recovery {
+            since_ms: hall.now,
+            restored_ms: hall.now,
+            open: true,
+            ..Recovery::default()
+        })));
+        hall.give(1, Input::Started);
+        let entries = [&accept, &cancel, &stopped].map(|body| body.entry().unwrap().clone());
+        let paid = paid_mc.map(|cost_mc| {
+            let mut entry = cancel.entry().unwrap().clone();
+            entry.seq += 1;
+            entry.what = legiond::wire::entry::Act::Paid {
+                award_no: 1,
+                cost_mc,
+                proof: String::new(),
+                quality_bp: None,
+            };
+            entry
+        });
+        let log = AwardLog {
+            award: Named {
+                requester: hall.npub(0),
+                task,
+                award_no: 1,
+            },
+            entries: [vec![award.entry.clone()], entries.to_vec()]
+                .concat()
+                .into_iter()
+                .chain(paid)
+                .collect(),
+            terms: None,
+            proof: None,
+            evidence: None,
+            // What it owes it has not paid yet; what it does not owe is over.
+            open: owed,
+            withdrawn: false,
+            settle_by_ms: award.settle_by_ms,
+            unit_price_mc: 1,
+        };
+        let page = LogEntries {
+            restored_ms: hall.now,
+            cursor: String::new(),
+            awards: vec![log],
+            next: None,
+            binding: hall.policies[0].binding.clone(),
+        };
+        let step = hall.hand(0, 1, Body::Entries(Box::new(page)));
+        assert_eq!(journaled(&step, "adopted"), 1, "{step:?}");
+        let work = &hall.nodes[1].work()[&key];
+        let case = format!("{on_cancel} {known} {paid_mc:?}");
+        let wanted = if owed { Stage::Finished } else { Stage::Ended };
+        assert_eq!(work.stage, wanted, "{case}");
+        if owed {
+            assert_eq!(work.claim_mc(), 2, "{case}");
+        }
+        let locks = hall.nodes[1].ledger().locks().count();
+        assert_eq!(locks, usize::from(owed), "{case}");
+        let account = hall.nodes[1].ledger().account(&hall.npub(0));
+        let posted_mc = if paid_mc == Some(2) { 2 } else { 0 };
+        assert_eq!(account.posted_mc, posted_mc, "{case}");
+    }
+}
+
+/// The executor forgot a job of which it had delegated a part: that its price has hops is no fault that a refusal could name.
+#[test]
+fn hops_of_a_forgotten_job_are_no_miscount() {
+    use legiond::domain::Node;
+    use legiond::domain::engagement::Stage;
+    use legiond::domain::peer::Tier;
+    use legiond::wire::entry::Act;
+    use legiond::wire::log::{AwardLog, Named};
+    use legiond::wire::message::{News, Refusal};
+
+    use super::hops::{BUDGET_MC, UNITS, answered};
+    use super::pair::one;
+
+    let mut hall = Hall::with(3, |at, policy| {
+        policy.skills[0].hop_budget_mc = if at == 1 { BUDGET_MC } else { 0 };
+    });
+    let (key, ..) = answered(&mut hall);
+    let before = hall.nodes[1].work()[&key].clone();
+    let Body::Update(update) = one(&hall.finish(1, &key, UNITS)) else {
+        panic!("a result")
+    };
+    let News::Completed(result) = &update.news else {
+        panic!("{update:?}")
+    };
+    assert_eq!(result.proof.hops.len(), 1);
+    let mut accepted = result.entry.clone();
+    (accepted.seq, accepted.what) = (
+        1,
+        Act::Accepted {
+            award_no: 1,
+            total_mc: before.total_mc,
+        },
+    );
+    hall.nodes[1] = Node::new(hall.policies[1].clone());
+    hall.trust(1, 0, Tier::Trusted);
+    hall.meet(1, 0);
+    hall.nodes[1].recall(Row::Recovery(Box::new(Recovery {
+        since_ms: hall.now,
+        restored_ms: hall.now,
+        open: true,
+        ..Recovery::default()
+    })));
+    hall.give(1, Input::Started);
+    let log = AwardLog {
+        award: Named {
+            requester: hall.npub(0),
+            task: before.task.clone(),
+            award_no: 1,
+        },
+        entries: vec![accepted, result.entry.clone()],
+        terms: None,
+        proof: Some(result.proof.clone()),
+        evidence: None,
+        open: true,
+        withdrawn: false,
+        settle_by_ms: before.settle_by_ms,
+        unit_price_mc: before.unit_price_mc,
+    };
+    let page = LogEntries {
+        restored_ms: hall.now,
+        cursor: String::new(),
+        awards: vec![log],
+        next: None,
+        binding: hall.policies[0].binding.clone(),
+    };
+    hall.hand(0, 1, Body::Entries(Box::new(page)));
+    assert_eq!(hall.nodes[1].work()[&key].stage, Stage::Finished);
+    hall.give(1, Input::CaughtUp { online: true });
+    let evidence = super::pair::fault("cost_mismatch");
+    let mut entry = result.entry.clone();
+    (entry.author, entry.key, entry.seq) = (hall.npub(0), hall.policies[0].key.clone(), 7);
+    entry.what = Act::Refused {
+        award_no: 1,
+        proof: result.proof.hash().unwrap(),
+        evidence: evidence.hash().unwrap(),
+        code: evidence.code.clone(),
+    };
+    let refusal = Refusal {
+        task: before.task,
+        award_no: 1,
+        evidence,
+        entry,
+    };
+    hall.hand(0, 1, Body::Refusal(Box::new(refusal)));
+    assert_eq!(hall.nodes[1].work()[&key].stage, Stage::Disputed);
+}

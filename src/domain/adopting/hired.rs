@@ -92,9 +92,10 @@ impl Node {
             self.give_up_award(now, task, no, Event::Decline);
         } else if let Some((useful, hops)) = &facts.stopped {
             self.lock_forgotten(now, task, no);
-            if facts.canceled {
-                self.cancel_known(now, task);
+            if let Some(at_ms) = facts.canceled {
+                self.cancel_known(now, task, at_ms);
             }
+            self.name_price(task, no, log, facts);
             self.on_stopped(now, task, no, *useful, hops);
         } else if facts.completed.is_some() && !known {
             self.lock_forgotten(now, task, no);
@@ -104,7 +105,7 @@ impl Node {
             self.confirm_award(task, no, facts);
         } else {
             self.lock_forgotten(now, task, no);
-            if !facts.canceled {
+            if facts.canceled.is_none() {
                 self.cancel_awards(now, task);
             }
         }
@@ -177,7 +178,7 @@ impl Node {
             self.edit_peer(&executor, |p| p.completed = p.completed.saturating_add(1));
         }
         if units_only {
-            self.cancel_known(now, task);
+            self.cancel_known(now, task, now);
         } else if !ended {
             let text = "it was paid before the restoration; its result is not in the backup";
             self.end(
@@ -189,12 +190,29 @@ impl Node {
         }
     }
 
-    /// It was canceled, whatever the backup says.
-    fn cancel_known(&mut self, now: Ms, task: &str) {
+    /// It was canceled then, whatever the backup says.
+    fn cancel_known(&mut self, now: Ms, task: &str, at_ms: Ms) {
         let open = |j: &&Job| j.phase != Phase::Ended || j.state == TaskState::Submitted;
         if self.jobs.get(task).filter(open).is_some() {
             let reason = Reason::new("canceled", "canceled before the restoration");
             self.end(now, task, TaskState::Canceled, reason);
+            if let Some(job) = self.jobs.get_mut(task) {
+                job.marks.ended_ms = at_ms.min(now);
+            }
+        }
+    }
+
+    /// The backup may hold the award without the acceptance that named its price.
+    fn name_price(&mut self, task: &str, no: u32, log: &AwardLog, facts: &Facts) {
+        let Some(job) = self.jobs.get_mut(task) else {
+            return;
+        };
+        let units = job.units;
+        let open = |a: &&mut AwardRow| a.unit_price_mc.is_none();
+        if let Some(award) = job.award_mut(no).filter(open)
+            && let Some((price_mc, hops_mc)) = accepted_for(units, log, facts)
+        {
+            (award.unit_price_mc, award.hops_mc) = (Some(price_mc), Some(hops_mc));
         }
     }
 
@@ -333,6 +351,14 @@ fn forgotten_job(task: &str, terms: Option<&Terms>, asked_ms: Ms, now: Ms) -> Jo
     }
 }
 
+/// For which price of a unit an award that left it open was accepted, and for how much that is delegated. The acceptance signs
+/// their sum alone: the price is the executor's word within it, and the rest is what parts may cost.
+fn accepted_for(units: u32, log: &AwardLog, facts: &Facts) -> Option<(u64, u64)> {
+    let (_, total_mc) = facts.accepted?;
+    let for_units = u64::from(units).checked_mul(log.unit_price_mc)?;
+    Some((log.unit_price_mc, total_mc.checked_sub(for_units)?))
+}
+
 fn forgotten_award(
     from: &str,
     log: &AwardLog,
@@ -345,12 +371,10 @@ fn forgotten_award(
     let paid_mc = facts.paid.as_ref().map(|(cost, ..)| *cost);
     // Without the terms only what we have signed ourselves bounds it.
     let cap_mc = (terms.map(|t| t.max_price_mc)).unwrap_or(paid_mc.unwrap_or(0));
-    let counted = |t: &Terms| {
-        let each = total_mc.unwrap_or(0).checked_div(u64::from(t.units));
-        // With hops the total says nothing of a unit.
-        let plain = log.proof.as_ref().is_none_or(|p| p.hops.is_empty());
-        t.unit_price_mc.or(each.filter(|_| plain))
-    };
+    let agreed = terms.and_then(|t| match t.unit_price_mc {
+        Some(price_mc) => Some((price_mc, t.hops_mc)),
+        None => accepted_for(t.units, log, facts),
+    });
     AwardRow {
         no: log.award.award_no,
         executor: from.to_owned(),
@@ -361,8 +385,8 @@ fn forgotten_award(
         },
         money: Money::None,
         cap_mc,
-        unit_price_mc: terms.and_then(counted),
-        hops_mc: terms.and_then(|t| t.unit_price_mc.map(|_| t.hops_mc)),
+        unit_price_mc: agreed.map(|(price_mc, _)| price_mc),
+        hops_mc: agreed.map(|(_, hops_mc)| hops_mc),
         terms: terms_hash.to_owned(),
         accept_by_ms: terms.map_or(now, |t| t.accept_by_ms),
         settle_by_ms: terms.map_or(now.saturating_add(600_000), |t| t.settle_by_ms),

@@ -6,13 +6,13 @@ use crate::domain::engagement::{self, Engagement, Stage, StopWhy};
 use crate::domain::judging::blank_evidence;
 use crate::domain::ledger::{Event, State as Money};
 use crate::domain::mark::{DECLINED_MS, MARKS_PER_PEER_MAX};
-use crate::domain::recovering::LOST;
+use crate::domain::recovering::{Asked, LOST};
 use crate::domain::step::{Ms, Refused};
 use crate::wire::entry::Act;
 use crate::wire::log::AwardLog;
 use crate::wire::market::Decline;
 use crate::wire::message::Body;
-use crate::wire::proof::Proof;
+use crate::wire::proof::{Hop, Proof};
 
 impl Node {
     pub(super) fn adopt_worked(
@@ -37,9 +37,11 @@ impl Node {
             if ours.is_none_or(|(at_ms, ..)| self.was_backed_up(*at_ms)) {
                 return Ok(false);
             }
-            // It takes one signature to invent one: only so many of them are remembered.
+            // It takes one signature to invent one: only so many of them are remembered, and none of a peer that was asked late,
+            // which anybody can become. Its awards are taken or declined as they come, for nothing waits for it.
             let told = self.recovery.as_ref().and_then(|r| r.peers.get(from));
-            if told.is_some_and(|asked| asked.adopted as usize >= MARKS_PER_PEER_MAX) {
+            let full = |asked: &Asked| asked.adopted as usize >= MARKS_PER_PEER_MAX;
+            if told.is_some_and(|asked| asked.late || full(asked)) {
                 return Ok(false);
             }
             if facts.gone.is_none() && log.open {
@@ -91,12 +93,15 @@ impl Node {
             "" => facts.stopped.is_some(),
             hash => facts.completed.as_deref() == Some(hash),
         };
-        let claimed = proof.as_ref().map(|p| p.cost_mc);
+        let claimed = |hash: &str| match hash {
+            "" => self.stop_claim_mc(&key, facts).filter(|_| known),
+            _ => proof.as_ref().map(|p| p.cost_mc),
+        };
         match &facts.paid {
             Some((cost_mc, hash, _))
                 if earned(hash)
                     && *cost_mc <= total_mc
-                    && claimed.is_none_or(|claim| claim == *cost_mc || hash.is_empty()) =>
+                    && claimed(hash).is_none_or(|claim| claim == *cost_mc) =>
             {
                 self.lock_work(now, &key, total_mc);
                 self.move_work_money(now, &key, Event::Receipt, *cost_mc);
@@ -112,7 +117,7 @@ impl Node {
                 }
             }
             _ if let Some((units, hops)) = &facts.stopped
-                && (!hops.is_empty() || (*units > 0 && (known || log.unit_price_mc > 0))) =>
+                && self.is_owed(&key, log, known, (*units, hops)) =>
             {
                 // What it pays it signs for; a price that it names too low is one that it says to itself.
                 if let Some(work) = self.work.get_mut(&key) {
@@ -134,7 +139,7 @@ impl Node {
                 let text = "the executor was restored from a backup that does not know this work";
                 self.fail_work(now, &key, LOST, text);
             }
-            _ if facts.canceled => {
+            _ if facts.canceled.is_some() => {
                 let result_by_ms = self.work.get(&key).map_or(now, |w| w.result_by_ms);
                 self.mark(&format!("{from}/{task}"), result_by_ms).canceled = true;
                 self.wind_up(now, &key, StopWhy::Canceled);
@@ -144,6 +149,34 @@ impl Node {
             }
             _ => {}
         }
+    }
+
+    /// What a stop that we signed came to, by the price of the work here.
+    fn stop_claim_mc(&self, key: &str, facts: &Facts) -> Option<u64> {
+        let (units, hops) = facts.stopped.clone()?;
+        let stopped = Engagement {
+            units_done: units,
+            stopped_hops: hops,
+            proof: None,
+            ..self.work.get(key)?.clone()
+        };
+        Some(stopped.claim_mc())
+    }
+
+    /// Whether a stop that we signed earned anything. Hops are in it only where the award said so; what else it said of a cancel, if that
+    /// is forgotten, is the requester's word, as its price is.
+    fn is_owed(
+        &self,
+        key: &str,
+        log: &AwardLog,
+        known: bool,
+        (units, hops): (u32, &[Hop]),
+    ) -> bool {
+        let agreed = match known {
+            true => self.work.get(key).is_some_and(|w| w.on_cancel == "units"),
+            false => log.open && log.unit_price_mc > 0,
+        };
+        !log.withdrawn && (!hops.is_empty() || (units > 0 && agreed))
     }
 
     /// A refusal that may have been judged before the home was lost: its evidence is judged anew, where the peer still has it.
@@ -215,6 +248,8 @@ impl Node {
         work.units = proof.units;
         work.units_done = proof.units;
         work.unit_price_mc = proof.unit_price_mc;
+        // We signed it: it is within what was agreed.
+        work.hops_mc = work.hops_mc.max(proof.hops_mc().unwrap_or(0));
         work.started_ms = work.started_ms.max(proof.started_ms);
         work.proof = Some(proof);
         self.lock_work(now, &key, total_mc);

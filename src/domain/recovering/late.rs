@@ -109,6 +109,15 @@ impl Node {
         self.leave_late(npub);
     }
 
+    /// It is never asked again, but has taught nothing: there is a turn for as many others as before.
+    pub(super) fn leave_endless(&mut self, npub: &str) {
+        if let Some(recovery) = self.recovery.as_mut() {
+            recovery.peers.remove(npub);
+        }
+        self.lineage.asked_late = self.lineage.asked_late.saturating_sub(1);
+        self.put(Row::Lineage(self.lineage.clone()));
+    }
+
     fn leave_late(&mut self, npub: &str) {
         if let Some(recovery) = self.recovery.as_mut() {
             recovery.peers.remove(npub);

@@ -161,10 +161,9 @@ impl Node {
     fn give_up_asking(&mut self, now: Ms, from: &str) {
         self.told_tasks.remove(from);
         self.journal("log_endless", None, serde_json::json!({"npub": from}));
-        if let Some(recovery) = self.recovery.as_mut() {
-            recovery
-                .peers
-                .retain(|npub, asked| npub != from || !asked.late);
+        let asked = self.recovery.as_ref().and_then(|r| r.peers.get(from));
+        if asked.is_some_and(|asked| asked.late) {
+            self.leave_endless(from);
         }
         let waits = |r: &Recovery| r.peers.values().any(|asked| !asked.endless);
         if self.is_recovering() && !self.recovery.as_ref().is_some_and(waits) {
