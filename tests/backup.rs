@@ -179,6 +179,26 @@ fn the_worker_comes_back_from_a_backup_of_many_tasks_ago() {
     one_story(&pair);
 }
 
+/// First the executor loses its home, then the asker: what the one adopted is what the other has to be told.
+#[test]
+fn both_come_back_from_before_everything_one_after_the_other() {
+    let mut pair = Pair::start(|_, _| {});
+    work(&pair, 1, 0);
+    let (asker, worker) = (backup(&pair.asker, "a"), backup(&pair.worker, "w"));
+    work(&pair, 10, 1_000);
+    let before = posted(&pair.worker);
+    lose(&mut pair.worker, &worker);
+    pair.worker.up();
+    reconciled(&pair.worker);
+    assert_eq!(posted(&pair.worker), before);
+    lose(&mut pair.asker, &asker);
+    pair.asker.up();
+    reconciled(&pair.asker);
+    pair.settle();
+    assert_eq!(posted(&pair.worker), before);
+    one_story(&pair);
+}
+
 /// Work of a second or more for one core.
 fn long(pair: &Pair, key: &str) -> String {
     let long = job(512, 4);

@@ -291,3 +291,33 @@ fn foreign_work_is_nice_and_cores_reach_it_while_it_runs() {
     );
     pair.settle();
 }
+
+/// Those who wait for tasks leave room for the owner's other commands, and are told when there is none for them.
+#[test]
+fn waiting_commands_do_not_keep_the_owner_out() {
+    let (pair, id) = working(|asker, _| asker.configure("limits", "control_connections", "10"));
+    let wait = || {
+        let mut command = pair.asker.command(&["wait", &id]);
+        command.stdout(std::process::Stdio::null());
+        let mut child = command
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let stderr = child.stderr.take().unwrap();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(stderr), &mut line).unwrap();
+        (child, line)
+    };
+    let waiting = [wait(), wait()];
+    assert!(
+        waiting.iter().all(|(_, line)| !line.is_empty()),
+        "they say what they wait for"
+    );
+    let refused = pair.asker.fails(2, &["wait", &id]);
+    assert_eq!(refused["error"]["code"], "too_many_waits");
+    assert_eq!(pair.asker.ok(&["status"])["tasks"]["open"], 1);
+    pair.asker.ok(&["cancel", &id]);
+    for (mut child, _) in waiting {
+        assert_eq!(child.wait().unwrap().code(), Some(1));
+    }
+}

@@ -42,3 +42,19 @@ fn the_same_key_is_the_same_task_and_another_input_is_refused() {
     assert_eq!(refused["error"]["code"], "key_reused");
     pair.settle();
 }
+
+/// The executor's node finds its work by the whole id of the task, and by nothing else.
+#[test]
+fn work_is_shown_by_its_whole_id_only() {
+    let pair = Pair::start(|_, _| {});
+    let task = pair.ask("once", &option(&["--peer", &pair.worker.npub]));
+    pair.finish(&task);
+    assert_eq!(
+        pair.worker.ok(&["task", &task])["task"]["id"],
+        task.as_str()
+    );
+    for id in ["", &task[..1], &task[1..], &task[..31]] {
+        let refused = pair.worker.fails(2, &["task", id]);
+        assert_eq!(refused["error"]["code"], "task_unknown", "{id}");
+    }
+}

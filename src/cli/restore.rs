@@ -44,8 +44,18 @@ pub(crate) fn run(context: &Context, args: &Args) -> Result<Reply, CliError> {
     let ask = || args.passphrase.for_existing_key();
     let view = adapters::restore(home, file, ask)?;
     drop(lock);
+    let kept: Vec<&str> = (view["kept"].as_array().into_iter().flatten())
+        .filter_map(serde_json::Value::as_str)
+        .collect();
+    let kept = match kept.as_slice() {
+        [] => String::new(),
+        kept => format!(
+            "\nnot taken from the backup, because this home has its own: {}",
+            kept.join(", ")
+        ),
+    };
     let text = format!(
-        "restored: {} at epoch {}\nstart it with `legion up`: it first asks its peers what they hold of it",
+        "restored: {} at epoch {}{kept}\nstart it with `legion up`: it first asks its peers what they hold of it",
         render::cell(&view, "/npub"),
         render::cell(&view, "/epoch"),
     );

@@ -227,6 +227,12 @@ impl Node {
         job.phase = Phase::Placing;
         job.state = TaskState::Submitted;
         job.again_at_ms = None;
+        if now >= job.deadline_ms && !job.awards.is_empty() {
+            // Nobody could deliver any more, and what an award reserves is not free again before `settle_by`.
+            let text = "its executor gave it up, and the deadline has passed";
+            let reason = Reason::new("deadline_passed", text);
+            return self.end(now, task, TaskState::Failed, reason);
+        }
         match job.route.clone() {
             Route::Own => {
                 let me = self.policy.me.clone();

@@ -508,10 +508,7 @@ fn mark(
         for key in files.iter().map(Vec::as_slice).chain([MANIFEST]) {
             txn.delete(Table::Meta, key)?;
         }
-        for change in &changes {
-            rows::apply(txn, &me, now_ms, change)?;
-        }
-        Ok(())
+        rows::apply_all(txn, &me, now_ms, &changes)
     })?;
     Ok(count)
 }

@@ -400,9 +400,7 @@ impl Core {
         self.start_early(batch);
         let me = self.policy.me.clone();
         let numbered = self.store.write(|txn| {
-            for change in &batch.changes {
-                rows::apply(txn, &me, now, change)?;
-            }
+            rows::apply_all(txn, &me, now, &batch.changes)?;
             for (author, rumor, wrap, expires_s) in &batch.seen {
                 txn.seen_insert(author, rumor, Some(wrap), *expires_s)?;
             }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, oneshot, watch};
 
 use super::control::{ControlError, ControlHandler, NotifySender};
 use super::delivery::OutboxState;
@@ -37,6 +37,8 @@ const CORES_MAX: u32 = 1_024;
 
 /// What the handlers look at and speak with.
 pub struct Handlers {
+    /// Room for calls that wait for the end of a task: fewer than connections, so that every other command finds one.
+    pub waits: Semaphore,
     /// To the loop.
     pub mailbox: Mailbox,
     /// Tasks whose view has changed.
@@ -359,6 +361,10 @@ impl Handlers {
     }
 
     async fn wait(&self, id: &str, notify: &NotifySender) -> Result<Value, ControlError> {
+        let _room = self.waits.try_acquire().map_err(|_| {
+            let text = "as many commands wait for tasks here as may (limits.control_connections, less a few for the others)";
+            ControlError::new("too_many_waits", text)
+        })?;
         let mut changed = self.changed.subscribe();
         let mut told = String::new();
         loop {

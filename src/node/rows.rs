@@ -66,14 +66,36 @@ fn entry_owner(me: &str, entry: &Entry) -> Vec<u8> {
     task_key(&format!("{}/{}/{award_no}", entry.requester, entry.task))
 }
 
-/// Writes one change.
-pub fn apply(txn: &mut Txn<'_>, me: &str, now: Ms, change: &Change) -> Result<(), StoreError> {
+/// Writes the changes of a batch, in order.
+///
+/// # Errors
+/// The store's.
+pub fn apply_all(
+    txn: &mut Txn<'_>,
+    me: &str,
+    now: Ms,
+    changes: &[Change],
+) -> Result<(), StoreError> {
+    for change in changes {
+        apply(txn, me, now, change)?;
+    }
+    // Work that was adopted and ended in one batch has its row only now, and a task may have a mark again.
+    for change in changes {
+        if let Change::DropMark(owner) = change
+            && !txn.contains(Table::Marks, owner.as_bytes())?
+        {
+            drop_orphans(txn, owner)?;
+        }
+    }
+    Ok(())
+}
+
+fn apply(txn: &mut Txn<'_>, me: &str, now: Ms, change: &Change) -> Result<(), StoreError> {
     match change {
         Change::Put(row) => put(txn, me, row),
         Change::DropPeer(npub) => txn.delete(Table::Peers, npub.as_bytes()).map(drop),
         Change::DropMark(owner) => {
             txn.checkpoint_drop(owner.as_bytes())?;
-            drop_orphans(txn, owner)?;
             txn.delete(Table::Marks, owner.as_bytes()).map(drop)
         }
         Change::DropWork { owner, key } => {
@@ -458,7 +480,8 @@ mod tests {
                     txn.put(Table::History, &key, &0)?;
                 }
                 txn.put(Table::Tasks, &task_key("req/task/2"), &0)?;
-                apply(txn, "me", 0, &Change::DropMark("req/task".to_owned()))
+                let drop = Change::DropMark("req/task".to_owned());
+                apply_all(txn, "me", 0, &[drop])
             })
             .unwrap();
         let view = store.view().unwrap();

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 
 use super::control::{ControlServer, HomeLock};
 use super::core::Core;
@@ -40,6 +40,8 @@ use crate::wire::verify::Keyring;
 
 /// A binding is signed anew at each start and holds this long.
 pub(super) const BINDING_S: u64 = 90 * 86_400;
+/// Local connections that no call which waits for a task may take.
+const RESERVED_CONNECTIONS: usize = 8;
 /// NIP-44 conversation keys kept.
 const CONVERSATIONS: usize = 4_096;
 /// Leases have this long to come to rest at shutdown; together with the rest, an exit takes under 20 s.
@@ -316,7 +318,10 @@ pub async fn up(parts: NodeParts, ready: impl FnOnce(&Value)) -> Result<(), Node
     let told = own_skill_told(mailbox.clone(), &config);
     let asking = config.labor.enabled.then(|| tokio::spawn(asking.run(told)));
     let (stop, mut stopped) = watch::channel(false);
+    let connections = usize::try_from(config.limits.control_connections).unwrap_or(usize::MAX);
+    let waits = connections.saturating_sub(RESERVED_CONNECTIONS).max(1);
     let handlers = Arc::new(Handlers {
+        waits: Semaphore::new(waits.min(Semaphore::MAX_PERMITS)),
         mailbox: mailbox.clone(),
         home,
         store,

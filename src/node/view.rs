@@ -127,7 +127,9 @@ fn finished_work(store: &Store, id: &str) -> Result<Option<Engagement>, StoreErr
     let view = store.view()?;
     for key in view.keys(Table::TasksByTime, Span::all(), 10_000, Order::Descending)? {
         let key = key.get(8..).unwrap_or_default();
-        if key.starts_with(b"work/") && String::from_utf8_lossy(key).contains(id) {
+        // `work/<requester>/<task>/<award_no>`
+        let task = key.split(|byte| *byte == b'/').nth(2);
+        if key.starts_with(b"work/") && task == Some(id.as_bytes()) {
             return view.get(Table::Tasks, key);
         }
     }

@@ -505,3 +505,40 @@ fn an_answer_to_an_offer_ends_with_the_offer() {
     let step = hall.hand(0, 1, cancel);
     assert_eq!(moot(&hall, &step, &task), 1);
 }
+
+/// An executor that gives the job up at its deadline leaves no time for another one, whose lock would stand until `settle_by`.
+#[test]
+fn nothing_is_awarded_after_the_deadline() {
+    let mut hall = Hall::new(3);
+    let (task, step) = hall.ask(0, 4, pool(), MINUTE);
+    let offer = one(&step);
+    let bids = [1, 2].map(|bidder| (bidder, one(&hall.hand(0, bidder, offer.clone()))));
+    // With the second everybody has answered.
+    let [_, last] = bids.map(|(bidder, bid)| hall.hand(bidder, 0, bid));
+    let award = one(&last);
+    let winner = match hall.job(0, &task).awards[0].executor == hall.npub(1) {
+        true => 1,
+        false => 2,
+    };
+    let accept = one(&hall.hand(0, winner, award));
+    hall.hand(winner, 0, accept);
+    let step = hall.wait(winner, MINUTE + 1);
+    let stop = step
+        .effects
+        .iter()
+        .any(|e| matches!(e, Effect::SoftStop { .. }));
+    assert!(stop, "{step:?}");
+    let key = format!("{}/{task}/1", hall.npub(0));
+    let news = LaborNews::Stopped {
+        units_done: 1,
+        bytes: vec![1],
+        executed: 1,
+    };
+    let failed = one(&hall.give(winner, Input::Labor { key, news }));
+    let step = hall.hand(winner, 0, failed);
+    assert!(letters(&step).is_empty(), "{step:?}");
+    let job = hall.job(0, &task);
+    assert_eq!((job.state, job.awards.len()), (TaskState::Failed, 1));
+    assert_eq!(job.reason.as_ref().unwrap().code, "deadline_passed");
+    assert_eq!(hall.nodes[0].ledger().locks().count(), 0);
+}

@@ -407,6 +407,11 @@ const RUNNING: &[Row] = &[
         "`legion up` starts it again; what it had made durable is still there",
     ),
     (
+        "too_many_waits",
+        FAULTY,
+        "the task goes on; `legion task ID` shows it, and `legion wait ID` waits once others have ended",
+    ),
+    (
         "node_stopping",
         NOT_RUNNING,
         "start it again with `legion up`",
