@@ -211,7 +211,7 @@ pub struct HomeLock {
 }
 
 impl HomeLock {
-    /// Takes the home's lock, before anything else in the home is opened. Blocks for up to [`LOCK_WAIT`] while the lock is held and
+    /// Takes the home's lock, before anything else in the home is opened. Blocks for up to `LOCK_WAIT` while the lock is held and
     /// nobody listens: a worker that a killed node was just starting holds copies of its descriptors until it ends, too.
     ///
     /// # Errors
